@@ -1,0 +1,301 @@
+"""What the data sets share: the record schema, errors, and reading tables, folders and zips of raw files.
+
+`splits.py` beside this holds the lesion-grouped splits, `builder.py` the builders' common half. All three import only
+the standard library, datasets, numpy, pandas, PIL and tqdm, and siblings by relative import alone, so that a builder
+also works as a loading script under datasets 3.6. That version copies the siblings that the script itself names and
+no others: a script must import something from each of the three.
+"""
+
+import collections
+import concurrent.futures
+import errno
+import functools
+import hashlib
+import io
+import os
+import posixpath
+import re
+import sys
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+import datasets
+import numpy as np
+import pandas as pd
+import PIL.Image
+import tqdm.auto
+
+MELANOMA_NAMES = ["benign", "melanoma"]
+SKIN_TYPES = ["I", "II", "III", "IV", "V", "VI", "unknown"]
+SEXES = ["female", "male", "unknown"]
+UNKNOWN = "unknown"
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+
+# What reading a file or a zip entry can raise; RuntimeError and NotImplementedError for encrypted and exotic entries.
+READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
+
+
+class UserError(Exception):
+    """Something that the user can mend: one or two lines that name the file, row or flag, and what to do."""
+
+
+_ADVICE = {
+    errno.ENOSPC: "free some space, or choose a folder on another disk",
+    errno.EDQUOT: "free some space, or choose a folder on another disk",
+    errno.EROFS: "choose a folder that can be written to",
+    errno.EACCES: "check the permissions, or choose another folder",
+    errno.EPERM: "check the permissions, or choose another folder",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another path",
+    errno.EEXIST: "a file stands where a folder is needed; choose another path",
+}
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a script's main; a user error becomes one or two lines on stderr and exit code 2, without a traceback."""
+    try:
+        main()
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except Exception as error:
+        message = _explain(error)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+def _explain(error: BaseException | None) -> str | None:
+    """What to tell the user about an error, or None if it is a fault of the program's own."""
+    while error is not None:
+        if isinstance(error, UserError):
+            return str(error)
+        if isinstance(error, OSError) and error.errno in _ADVICE:
+            return f"{error.filename or 'writing'}: {error.strerror}; {_ADVICE[error.errno]}"
+        # A worker process hands over its error's causes as text alone.
+        remote = re.search(r"\[Errno (\d+)\] ([^\n:]*)", str(error)) if "Traceback (most" in str(error) else None
+        if remote and int(remote[1]) in _ADVICE:
+            return f"writing: {remote[2]}; {_ADVICE[int(remote[1])]}"
+        error = error.__cause__  # `datasets` wraps what happens while it generates
+    return None
+
+
+def record_features(diagnoses: Sequence[str], extra: Mapping[str, datasets.Value] | None = None) -> datasets.Features:
+    """The one record schema of every data set.
+
+    `diagnoses` are the names of the data set's own labels; `extra` are columns of this data set alone, at the end.
+    """
+    return datasets.Features(
+        {
+            "image": datasets.Image(),
+            "image_id": datasets.Value("string"),
+            "lesion_id": datasets.Value("string"),
+            "diagnosis": datasets.ClassLabel(names=list(diagnoses)),
+            "melanoma": datasets.ClassLabel(names=MELANOMA_NAMES),
+            "age": datasets.Value("float32"),
+            "sex": datasets.ClassLabel(names=SEXES),
+            "localization": datasets.Value("string"),
+            "fitzpatrick": datasets.ClassLabel(names=SKIN_TYPES),
+            "mask": datasets.Image(),
+            "source": datasets.Value("string"),
+            **(extra or {}),
+        }
+    )
+
+
+# --- tables ----------------------------------------------------------------------------------------------------------
+
+
+def read_table(reference: str, required: Iterable[str] = ()) -> pd.DataFrame:
+    """A CSV or tab-separated file as strings (empty for missing), with its 1-based file line in column `line`.
+
+    `reference` is a path or `archive.zip::member`. Raises UserError for a file that is missing, is not a table, has a
+    row of the wrong length, or lacks a required column.
+    """
+    try:
+        content = read_bytes(reference)
+    except READ_ERRORS as error:
+        raise UserError(f"{reference}: cannot be read ({read_problem(error)})") from None
+    separator = "\t" if b"\t" in content.partition(b"\n")[0] else ","
+    try:
+        # index_col: without it, pandas takes the first column of a table whose rows are too long for an index
+        frame = pd.read_csv(
+            io.BytesIO(content),
+            sep=separator,
+            index_col=False,
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            encoding="utf-8-sig",
+            on_bad_lines="error",
+        )
+    except ValueError as error:  # ParserError, EmptyDataError and UnicodeDecodeError are of this kind
+        raise UserError(f"{reference}: not a readable CSV table ({read_problem(error)}); download it again") from None
+    missing = [name for name in required if name not in frame.columns]
+    if missing:
+        raise UserError(f"{reference}: no column {', '.join(missing)}; its columns are {', '.join(frame.columns)}")
+    frame = frame.assign(line=np.arange(2, len(frame) + 2))[~frame.fillna("").eq("").all(axis=1)]
+    frame = frame.reset_index(drop=True)
+    short = frame["line"][frame.isna().any(axis=1)]
+    if len(short):
+        raise UserError(f"{reference}, line {short.iloc[0]}: too few columns; download the file again")
+    return frame
+
+
+def parse_age(text: str, where: str) -> float | None:
+    """Age in years from a table's cell, None where it is empty; UserError names `where` if it is no age (0 to 120)."""
+    if text.strip().lower() in ("", "nan", "na", "none", UNKNOWN):
+        return None
+    try:
+        age = float(text)
+    except ValueError:
+        age = float("nan")
+    if not 0 <= age <= 120:
+        raise UserError(f"{where}: age {text!r} is not a number of years from 0 to 120; correct it or leave it empty")
+    return age
+
+
+def parse_sex(text: str, where: str) -> str:
+    """`female`, `male` or `unknown` from a table's cell; UserError names `where` for anything else."""
+    value = text.strip().lower()
+    value = UNKNOWN if value in ("", "nan", "na", "none") else {"f": "female", "m": "male"}.get(value, value)
+    if value not in SEXES:
+        raise UserError(f"{where}: sex {text!r} is not one of {', '.join(SEXES)}")
+    return value
+
+
+def check_unique(ids: Sequence[str], what: str, where: str) -> None:
+    """Raise UserError if an id stands twice."""
+    repeated = [name for name, count in collections.Counter(ids).items() if count > 1]
+    if repeated:
+        count = len(repeated)
+        raise UserError(f"{where}: {what} {repeated[0]} stands more than once ({count} such); remove the copies")
+
+
+# --- raw files: folders and zips -------------------------------------------------------------------------------------
+# A reference names a file: a path, or "archive.zip::member" for an entry that is read without unpacking.
+
+
+def index_files(folder: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, list[str]]:
+    """References to every file below `folder` with one of `suffixes`, in zips too, keyed by stem and sorted.
+
+    macOS resource forks (`__MACOSX`, `._x`) are not files of anybody's. Raises UserError for a folder that is missing
+    and for a zip that is damaged or whose entries climb out of it.
+    """
+    if not os.path.isdir(folder):
+        raise UserError(f"{folder}: no such folder; name the folder of raw files with --data_dir")
+    found: dict[str, list[str]] = collections.defaultdict(list)
+
+    def add(name: str, reference: str) -> None:
+        stem, suffix = os.path.splitext(posixpath.basename(name))
+        if suffix.lower() in suffixes and not stem.startswith("._") and "__MACOSX" not in name.split("/"):
+            found[stem].append(reference)
+
+    for path in _walk(folder):
+        if path.lower().endswith(".zip") and not os.path.basename(path).startswith("._"):
+            for member in list_zip(path):
+                add(member, f"{path}::{member}")
+        else:
+            add(os.path.relpath(path, folder).replace(os.sep, "/"), path)
+    return dict(found)
+
+
+def _walk(folder: str) -> Iterator[str]:
+    """Every file below a folder, linked folders too, in a fixed order."""
+    for root, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        for name in sorted(names):
+            yield os.path.join(root, name)
+
+
+def list_zip(path: str) -> list[str]:
+    """Names of the files in a zip, sorted. Raises UserError if it is damaged or an entry climbs out of its folder."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
+    except READ_ERRORS as error:
+        raise UserError(f"{path}: not a readable zip file ({read_problem(error)}); download it again") from None
+    for name in names:
+        if name.startswith("/") or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:", name):
+            raise UserError(f"{path}: entry {name!r} climbs out of the archive; do not use this file")
+    return names
+
+
+def read_bytes(reference: str) -> bytes:
+    """The content of a file or zip entry. Raises one of READ_ERRORS if it cannot be read."""
+    path, _, member = reference.partition("::")
+    if not member:
+        with open(path, "rb") as file:
+            return file.read()
+    try:
+        return _open_zip(path, os.stat(path).st_mtime_ns, os.getpid()).read(member)
+    except KeyError:
+        raise FileNotFoundError(errno.ENOENT, "no such entry", reference) from None
+
+
+@functools.lru_cache(maxsize=16)
+def _open_zip(path: str, modified: int, process: int) -> zipfile.ZipFile:
+    return zipfile.ZipFile(path)  # one handle per process: a forked one would share its file position
+
+
+def read_problem(error: BaseException) -> str:
+    """The first line of what an error says, without the name of the file."""
+    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
+
+
+def image_problem(reference: str) -> str | None:
+    """Why a file is not a whole image, or None. Every pixel is decoded: a header alone does not show a truncation."""
+    try:
+        content = read_bytes(reference)
+    except READ_ERRORS as error:
+        return f"cannot be read ({read_problem(error)})"
+    return image_content_problem(content)
+
+
+def image_content_problem(content: bytes) -> str | None:
+    """As `image_problem`, for bytes."""
+    if not content:
+        return "zero bytes"
+    if content[:512].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return "a web page saved under an image's name"
+    try:
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            image.load()
+    except PIL.UnidentifiedImageError:
+        return "not an image"
+    except Exception as error:  # a damaged file makes decoders raise anything: OSError, SyntaxError, struct.error ...
+        return f"damaged image ({read_problem(error)})"
+    return None
+
+
+def find_problems(
+    references: Sequence[str], description: str, problem: Callable[[str], str | None] = image_problem
+) -> dict[str, str]:
+    """The references that have a problem, by default those that are not whole images, each with the reason.
+
+    Files are looked at on all cores, under a progress bar with `description`.
+    """
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = pool.map(problem, references)
+        reasons = list(tqdm.auto.tqdm(results, total=len(references), desc=description, unit="image"))
+    return {reference: reason for reference, reason in zip(references, reasons, strict=True) if reason}
+
+
+def content_hash(folder: str) -> str:
+    """A hash of the names, sizes and modification times below a folder: it changes when a file changes in place."""
+    digest = hashlib.sha256()
+    for path in _walk(folder):
+        status = os.lstat(path) if os.path.islink(path) and not os.path.exists(path) else os.stat(path)
+        digest.update(f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def __getattr__(name):  # for the move only: import these from .splits and .builder
+    import importlib
+
+    for module in (".splits", ".builder"):
+        if not name.startswith("__") and hasattr(loaded := importlib.import_module(module, __package__), name):
+            return getattr(loaded, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,267 @@
+"""Verified downloads with the standard library alone: a large file that resumes, many small ones from slow hosts."""
+
+import hashlib
+import http.client
+import itertools
+import os
+import re
+import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Iterable, Iterator, Mapping
+
+import tqdm.auto
+
+from .common import UserError
+
+CHUNK_BYTES = 1 << 20
+# Some hosts of medical images answer 403 to clients that do not look like a browser.
+BROWSER = "Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0"
+
+
+class DownloadError(Exception):
+    """A request that failed; `status` is the HTTP status, or None where no (whole) answer came."""
+
+    def __init__(self, reason: str, status: int | None = None):
+        super().__init__(reason)
+        self.status = status
+
+    @property
+    def passing(self) -> bool:
+        """Whether trying again can help."""
+        return self.status is None or self.status in (408, 416, 425, 429) or self.status >= 500
+
+
+def host_of(url: str) -> str:
+    """The host that a URL names, with its port if it has one; empty where there is none."""
+    match = re.match(r"https?://([^/?#]+)", url)
+    return match[1].lower() if match else ""
+
+
+def file_md5(path: str) -> str:
+    """The MD5 of a file as 32 hexadecimal digits, read in pieces."""
+    digest = hashlib.md5()
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def download(
+    url: str,
+    path: str,
+    md5: str | None = None,
+    *,
+    attempts: int = 5,
+    timeout: float = 60.0,
+    first_wait: float = 1.0,
+    progress: bool = True,
+) -> None:
+    """Fetch `url` to the file `path`, which appears whole and verified or not at all.
+
+    Data arrives in `path + ".partial"`. A dropped connection goes on where it stopped, within a call and, where an
+    `md5` vouches for the result, in a later call too. A file that is there already with the right md5 (or without one
+    given) is not fetched again. `attempts` counts failures in a row without a byte of progress; the wait between them,
+    in seconds, starts at `first_wait` and doubles. Raises UserError, naming what to do, if the host does not give the
+    file or gives another one twice.
+    """
+    if os.path.isfile(path) and (md5 is None or file_md5(path) == md5):
+        return
+    partial = path + ".partial"
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    if md5 is None:
+        _remove(partial)
+    for _ in range(2):
+        try:
+            _complete(url, partial, attempts, timeout, first_wait, progress)
+        except DownloadError as error:
+            raise UserError(
+                f"{url}: {error}\ndownload it by hand in a browser and save it as {os.path.abspath(path)}, "
+                "or run the same command again later: it goes on where it stopped"
+            ) from None
+        found = file_md5(partial) if md5 else None
+        if found == md5:
+            os.replace(partial, path)
+            return
+        _remove(partial)  # no way to tell which of its bytes are wrong
+    raise UserError(
+        f"{url}: md5 is {found}, expected {md5}, twice\n"
+        f"the host gives another file: download it by hand in a browser and save it as {os.path.abspath(path)}"
+    )
+
+
+def fetch(url: str, *, attempts: int = 3, timeout: float = 20.0, first_wait: float = 1.0) -> bytes:
+    """The content behind a URL, for small files. Raises DownloadError if no attempt gives it whole."""
+
+    def read() -> bytes:
+        with _request(url, {}, timeout) as response:
+            content = b"".join(_chunks(response))
+            _check_length(len(content), _total_length(response, 0))
+            return content
+
+    for attempt in itertools.count(1):
+        try:
+            return read()
+        except DownloadError as error:
+            if not error.passing or attempt >= attempts:
+                raise
+        time.sleep(first_wait * 2 ** (attempt - 1))
+
+
+def fetch_all(
+    urls: Mapping[str, str],
+    *,
+    requests_per_second: float = 2.0,
+    give_up_after: int = 5,
+    attempts: int = 3,
+    timeout: float = 20.0,
+    first_wait: float = 1.0,
+) -> Iterator[tuple[str, bytes, str]]:
+    """Fetch many small files politely, host by host: (name, content, ""), or (name, b"", why not).
+
+    `urls` maps names to URLs. A host that does not answer `give_up_after` files in a row is given up with a line, so
+    that a dead one does not block the others.
+    """
+    hosts: dict[str, list[str]] = {}
+    for name, url in urls.items():
+        hosts.setdefault(host_of(url), []).append(name)
+    with tqdm.auto.tqdm(total=len(urls), desc="downloading", unit="file") as bar:
+        for host, names in hosts.items():
+            unanswered = 0
+            for position, name in enumerate(_paced(names, requests_per_second), start=1):
+                content, reason = b"", ""
+                try:
+                    content = fetch(urls[name], attempts=attempts, timeout=timeout, first_wait=first_wait)
+                    unanswered = 0
+                except DownloadError as error:
+                    reason = str(error)
+                    unanswered = unanswered + 1 if error.status is None else 0
+                bar.update()
+                yield name, content, reason
+                if unanswered >= give_up_after:
+                    _tell(bar, f"{host}: no answer {unanswered} times in a row; giving up its other files")
+                    for rest in names[position:]:
+                        bar.update()
+                        yield rest, b"", f"{host} was given up: it does not answer"
+                    break
+
+
+def _paced(names: Iterable[str], per_second: float) -> Iterator[str]:
+    start = 0.0
+    for name in names:
+        time.sleep(max(0.0, start - time.monotonic()))
+        start = time.monotonic() + 1 / per_second
+        yield name
+
+
+def _complete(url: str, partial: str, attempts: int, timeout: float, first_wait: float, progress: bool) -> None:
+    """Add to the file `partial` until it is as long as the host says, over as many connections as that takes."""
+    failures, validator = 0, None
+    name = os.path.basename(partial)[: -len(".partial")]
+    with tqdm.auto.tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress) as bar:
+        while True:
+            size = _size(partial)
+            # The last byte is asked for again: a range that starts at the end of a whole file would be refused.
+            start = max(0, size - 1)
+            headers = {"Range": f"bytes={start}-"} if start else {}
+            if start and validator:
+                headers["If-Range"] = validator  # a file that changed on the host starts afresh
+            try:
+                with _request(url, headers, timeout) as response:
+                    validator = _strong_validator(response) or validator
+                    _append(response, partial, start, bar)
+                return
+            except DownloadError as error:
+                if error.status == 416:  # longer than the host's file
+                    _remove(partial)
+                failures = 1 if _size(partial) > size else failures + 1
+                if not error.passing or failures >= attempts:
+                    raise
+                wait = first_wait * 2 ** (failures - 1)
+                _tell(bar, f"{url}: {error}; trying again in {wait:g} s")
+            time.sleep(wait)
+
+
+def _append(response: http.client.HTTPResponse, partial: str, start: int, bar: tqdm.auto.tqdm) -> None:
+    """Write a response's body into `partial` from byte `start` on, or from 0 where the host ignored the range.
+
+    Raises DownloadError where the body ends too soon.
+    """
+    if response.status == 206:
+        content_range = response.headers.get("Content-Range", "")
+        if not re.match(rf"bytes {start}-", content_range):
+            raise DownloadError(f"the host answers the range {content_range!r} when asked for {start}-", 400)
+    else:
+        start = 0
+    bar.total, bar.n = _total_length(response, start), start
+    bar.refresh()
+    with open(partial, "ab") as file:
+        file.truncate(start)
+        for chunk in _chunks(response):
+            file.write(chunk)
+            bar.update(len(chunk))
+    _check_length(_size(partial), bar.total)
+
+
+def _request(url: str, headers: dict[str, str], timeout: float) -> http.client.HTTPResponse:
+    """An open response. Raises DownloadError: with the status the host answers, or without where it does not."""
+    if not url.startswith(("http://", "https://")):
+        raise DownloadError("not an http or https address", 400)
+    try:
+        address = urllib.parse.quote(url, safe="%/:=&?~#+!$,;'@()*[]")
+        request = urllib.request.Request(address, headers={"User-Agent": BROWSER, "Accept": "*/*", **headers})
+        return urllib.request.urlopen(request, timeout=timeout)
+    except urllib.error.HTTPError as error:
+        with error:
+            raise DownloadError(f"the host answers {error.code} {error.reason}", error.code) from None
+    except ValueError as error:  # http.client.InvalidURL is of this kind
+        raise DownloadError(f"not a valid address ({error})", 400) from None
+    except (OSError, http.client.HTTPException) as error:
+        raise DownloadError(f"no answer ({_reason(error)})") from None
+
+
+def _chunks(response: http.client.HTTPResponse) -> Iterator[bytes]:
+    # A generator, so that a full disk where the chunks are written is not taken for a dropped connection.
+    while True:
+        try:
+            chunk = response.read1(CHUNK_BYTES)
+        except (OSError, http.client.HTTPException) as error:
+            raise DownloadError(f"the connection dropped ({_reason(error)})") from None
+        if not chunk:
+            return
+        yield chunk
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "reason", error)
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
+
+
+def _total_length(response: http.client.HTTPResponse, start: int) -> int | None:
+    length = response.headers.get("Content-Length")
+    return start + int(length) if length and length.isdigit() else None
+
+
+def _check_length(size: int, expected: int | None) -> None:
+    if expected is not None and size < expected:
+        raise DownloadError(f"the connection dropped ({size:,} of {expected:,} bytes)")
+
+
+def _strong_validator(response: http.client.HTTPResponse) -> str | None:
+    tag = response.headers.get("ETag", "")
+    return tag if tag.startswith('"') else None
+
+
+def _tell(bar: tqdm.auto.tqdm, line: str) -> None:
+    bar.write(line, file=sys.stderr)
+
+
+def _size(path: str) -> int:
+    return os.path.getsize(path) if os.path.isfile(path) else 0
+
+
+def _remove(path: str) -> None:
+    if os.path.isfile(path):
+        os.remove(path)

@@ -1,0 +1,121 @@
+"""Lesion-grouped splits: joined duplicates, stratified folds, and the manifest that fixes which image is where."""
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+
+from .common import UserError, check_unique
+
+N_FOLDS = 5
+MANIFEST_NAME = "split_manifest.csv"
+
+
+def join_lesions(lesion_ids: Sequence[str], pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Lesion ids after merging the pairs of ids that are known to be one lesion, pairs of pairs too.
+
+    The first id in alphabetical order names the group.
+    """
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.get(name, name) != name:
+            name = parent[name]
+        return name
+
+    for first, second in pairs:
+        low, high = sorted((root(first), root(second)))
+        parent[high] = low
+    return [root(name) for name in lesion_ids]
+
+
+def lesion_strata(lesion_ids: Sequence[str], *columns: Sequence[str]) -> np.ndarray:
+    """The stratum of each row, one per lesion: its values in `columns`, or `mixed` where its images differ."""
+    keys = pd.Series(["|".join(map(str, values)) for values in zip(*columns, strict=True)], dtype=str)
+    grouped = keys.groupby(np.asarray(lesion_ids))
+    return keys.where(grouped.transform("nunique") == 1, "mixed").to_numpy()
+
+
+def assign_folds(
+    lesion_ids: Sequence[str], strata: Sequence[str], n_folds: int = N_FOLDS, seed: int = 0
+) -> np.ndarray:
+    """The fold (0 to n_folds - 1) of each row, whole lesions together and each stratum spread evenly.
+
+    Within a stratum, lesions are shuffled, put in order of their number of images and dealt out one by one, going on
+    where the last stratum stopped. Rows may come in any order: the result depends on the sets and the seed alone.
+    """
+    lesions = pd.DataFrame({"lesion": np.asarray(lesion_ids, dtype=str), "stratum": np.asarray(strata, dtype=str)})
+    if lesions.groupby("lesion")["stratum"].nunique().gt(1).any():
+        raise ValueError("a lesion has more than one stratum: see lesion_strata")
+    table = lesions.groupby(["stratum", "lesion"]).size().reset_index(name="images")  # sorted by stratum and lesion
+    table["shuffle"] = np.random.default_rng(seed).permutation(len(table))
+    table = table.sort_values(["stratum", "images", "shuffle"], ascending=[True, False, True])
+    fold_of_lesion = dict(zip(table["lesion"], np.arange(len(table)) % n_folds, strict=True))
+    return lesions["lesion"].map(fold_of_lesion).to_numpy(dtype=np.int64)
+
+
+def fold_split(folds: np.ndarray, test_fold: int = 0, n_folds: int = N_FOLDS) -> np.ndarray:
+    """`test` for the test fold, `validation` for the one after it, `train` for the rest."""
+    folds = np.asarray(folds)
+    return np.where(folds == test_fold, "test", np.where(folds == (test_fold + 1) % n_folds, "validation", "train"))
+
+
+def check_disjoint(lesion_ids: Sequence[str], splits: Sequence[str], where: str) -> None:
+    """Raise UserError if a lesion has images in more than one split: scores on such splits are not honest."""
+    counts = pd.Series(np.asarray(splits)).groupby(np.asarray(lesion_ids)).nunique()
+    crossing = counts.index[counts > 1]
+    if len(crossing):
+        raise UserError(
+            f"{where}: lesion {crossing[0]} stands in more than one split ({len(crossing)} such); "
+            "split by lesion, or every score on the test split is too good"
+        )
+
+
+def _manifest_text(manifest: pd.DataFrame) -> str:
+    return (
+        manifest[["image_id", "lesion_id", "split"]].sort_values("image_id").to_csv(index=False, lineterminator="\n")
+    )
+
+
+def manifest_hash(manifest: pd.DataFrame) -> str:
+    """SHA-256 of a split manifest (columns image_id, lesion_id, split), whatever the order of its rows."""
+    return hashlib.sha256(_manifest_text(manifest).encode()).hexdigest()
+
+
+def write_manifest(manifest: pd.DataFrame, path: str) -> str:
+    """Write which image is in which split as CSV under a line with its hash, and return the hash.
+
+    Raises UserError if an image stands twice or a lesion in more than one split.
+    """
+    check_unique(manifest["image_id"], "image", path)
+    check_disjoint(manifest["lesion_id"], manifest["split"], path)
+    digest = manifest_hash(manifest)
+    with open(path + ".partial", "w", encoding="utf-8", newline="") as file:
+        file.write(f"# sha256 {digest}\n{_manifest_text(manifest)}")
+    os.replace(path + ".partial", path)
+    return digest
+
+
+def read_manifest(path: str) -> pd.DataFrame:
+    """A split manifest (columns image_id, lesion_id and split, strings).
+
+    Raises UserError if it is missing or was altered, an image stands twice, or a lesion in more than one split.
+    """
+    if not os.path.isfile(path):
+        raise UserError(f"{path}: no such split manifest")
+    with open(path, encoding="utf-8", newline="") as file:
+        head, body = file.readline(), file.read()
+    try:
+        manifest = pd.read_csv(io.StringIO(body), dtype=str, keep_default_na=False)
+    except (ValueError, pd.errors.ParserError):
+        manifest = pd.DataFrame()
+    if head.split()[:2] != ["#", "sha256"] or list(manifest.columns) != ["image_id", "lesion_id", "split"]:
+        raise UserError(f"{path}: not a split manifest (a line '# sha256 ...', then image_id,lesion_id,split)")
+    check_unique(manifest["image_id"], "image", path)
+    check_disjoint(manifest["lesion_id"], manifest["split"], path)
+    if manifest_hash(manifest) != head.split()[2]:
+        raise UserError(f"{path}: its rows do not match its sha256; it was altered after it was written")
+    return manifest

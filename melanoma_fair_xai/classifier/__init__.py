@@ -1,0 +1,1 @@
+"""timm classifiers: create, calibrate, export, predict."""

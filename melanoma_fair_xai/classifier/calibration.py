@@ -1,0 +1,157 @@
+"""Calibrated scores and the operating threshold, both fitted on validation predictions only."""
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize, minimize_scalar
+from scipy.special import expit, log_softmax
+
+from dataset_scripts.common import UserError
+
+THRESHOLD_RULES = "youden, sensitivity=VALUE or specificity=VALUE with VALUE between 0 and 1, such as sensitivity=0.9"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Calibrated logits: `slope * logits`, plus `intercept` for the positive class of two; 1 and 0 change nothing."""
+
+    slope: float = 1.0
+    intercept: float = 0.0
+
+
+def fit_platt(logit_difference: np.ndarray, labels: np.ndarray) -> Calibration:
+    """Platt scaling: the slope and intercept for which sigmoid(slope * difference + intercept) is most likely.
+
+    The targets are Platt's (N+ + 1) / (N+ + 2) and 1 / (N- + 2) instead of 1 and 0, so the fit stays finite on classes
+    that a threshold separates. A negative slope says that the model ranks validation images worse than chance.
+
+    Args:
+        logit_difference: (n,) logit of the positive class minus logit of the other.
+        labels: (n,) 0 or 1.
+
+    Raises:
+        UserError: one class is absent, or a logit is not finite.
+
+    Platt, "Probabilistic outputs for support vector machines" (1999), section 2.2; Lin, Lin and Weng, "A note on
+    Platt's probabilistic outputs", Machine Learning 68 (2007), eq. 5.
+    """
+    difference, labels = _checked(logit_difference, labels)
+    positives, negatives = labels.sum(), (~labels).sum()
+    targets = np.where(labels, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    centre, spread = difference.mean(), difference.std()
+    if spread == 0:  # an untrained net can give one score to all: the slope is then anyone's guess
+        rate = targets.mean()
+        return Calibration(1.0, float(np.log(rate / (1 - rate)) - centre))
+    standardised = (difference - centre) / spread
+
+    def loss_and_gradient(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = parameters[0] * standardised + parameters[1]
+        residuals = expit(logits) - targets
+        return (np.logaddexp(0, logits) - targets * logits).mean(), np.array(
+            [(residuals * standardised).mean(), residuals.mean()]
+        )
+
+    slope, intercept = minimize(loss_and_gradient, np.zeros(2), jac=True, method="BFGS", options={"gtol": 1e-9}).x
+    return Calibration(float(slope / spread), float(intercept - slope * centre / spread))
+
+
+def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> Calibration:
+    """Temperature scaling: the slope 1 / T for which softmax(logits / T) is most likely, with T from 0.05 to 20.
+
+    The bounds keep T finite where every image is classified correctly (T would go to 0) or at random (to infinity).
+
+    Args:
+        logits: (n, classes).
+        labels: (n,) class indices.
+
+    Raises:
+        UserError: a logit is not finite.
+
+    Guo et al., "On calibration of modern neural networks" (ICML 2017), eq. 9.
+    """
+    logits, labels = np.asarray(logits, np.float64), np.asarray(labels)
+    _check_finite(logits)
+
+    def loss(log_slope: float) -> float:
+        return -log_softmax(np.exp(log_slope) * logits, axis=1)[np.arange(len(labels)), labels].mean()
+
+    limit = np.log(20)
+    return Calibration(float(np.exp(minimize_scalar(loss, bounds=(-limit, limit), options={"xatol": 1e-9}).x)))
+
+
+def calibrate(logits: np.ndarray, calibration: Calibration, positive: int = 1) -> np.ndarray:
+    """Calibrated (n, classes) logits in float64; `positive` is the class that the intercept is added to."""
+    calibrated = calibration.slope * np.asarray(logits, np.float64)
+    calibrated[:, positive] += calibration.intercept
+    return calibrated
+
+
+def parse_threshold_rule(text: str) -> tuple[str, float | None]:
+    """("youden", None), ("sensitivity", 0.9) or ("specificity", 0.9); UserError for anything else."""
+    if text == "youden":
+        return text, None
+    match = re.fullmatch(r"(sensitivity|specificity)=(0?\.\d+)", text)
+    if not match or float(match[2]) == 0:
+        raise UserError(f"--threshold_rule {text}: unknown rule; give {THRESHOLD_RULES}")
+    return match[1], float(match[2])
+
+
+def choose_threshold(scores: np.ndarray, labels: np.ndarray, rule: str) -> float:
+    """The threshold of a rule; an image is called positive where score >= threshold.
+
+    Thresholds stand midway between neighbouring scores, so that rounding a score does not change its side.
+    - youden: highest sensitivity + specificity - 1 (Youden, Cancer 3:32, 1950), the more sensitive threshold on ties.
+    - sensitivity=v: the highest threshold with a sensitivity of at least v.
+    - specificity=v: the lowest threshold with a specificity of at least v.
+
+    Args:
+        scores: (n,) in [0, 1].
+        labels: (n,) 0 or 1.
+        rule: see `parse_threshold_rule`.
+
+    Raises:
+        UserError: an unknown rule, a class that is absent, or a score that is not finite.
+    """
+    name, value = parse_threshold_rule(rule)
+    scores, labels = _checked(scores, labels)
+    thresholds = _midpoints(np.unique(scores))
+    detected = _count_at_least(scores[labels], thresholds)
+    rejected = (~labels).sum() - _count_at_least(scores[~labels], thresholds)
+    if name == "sensitivity":
+        return float(thresholds[detected / labels.sum() >= value].max())
+    if name == "specificity":
+        return float(thresholds[rejected / (~labels).sum() >= value].min())
+    # Whole numbers, so that ties are ties; argmax takes the first, which is the lowest threshold.
+    return float(thresholds[np.argmax(detected * (~labels).sum() + rejected * labels.sum())])
+
+
+def _midpoints(scores: np.ndarray) -> np.ndarray:
+    """Thresholds that separate sorted, distinct scores: below all, between neighbours, and above all."""
+    top = np.nextafter(1.0, 2.0)
+    edges = np.concatenate([[min(0.0, scores[0])], scores, [max(top, np.nextafter(scores[-1], np.inf))]])
+    middle = (edges[:-1] + edges[1:]) / 2
+    return np.where(middle > edges[:-1], middle, edges[1:])
+
+
+def _count_at_least(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
+    return len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")
+
+
+def _checked(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    values, labels = np.asarray(values, np.float64), np.asarray(labels).astype(bool)
+    _check_finite(values)
+    if labels.all() or not labels.any():
+        only = "positive" if labels.any() else "negative"
+        raise UserError(
+            f"validation: all {len(labels)} images are {only}, so neither calibration nor a threshold can be chosen\n"
+            "use more images, or another --fold"
+        )
+    return values, labels
+
+
+def _check_finite(values: np.ndarray) -> None:
+    if not np.isfinite(values).all():
+        raise UserError(
+            "validation: the model's outputs are not finite; lower --learning_rate, or use --mixed_precision no"
+        )

@@ -1,0 +1,95 @@
+"""Augmentation for lesions, whole batches at a time on the model's device.
+
+Each image's parameters are drawn beforehand from a generator of its own (seed, epoch, index), so that what an image looks
+like does not depend on batches, workers, processes or restarts.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from melanoma_fair_xai.engine.seeding import sample_generator
+
+# Rec. 709 luma, the grey that saturation moves towards.
+LUMA = (0.2126, 0.7152, 0.0722)
+PARAMETERS = ("angle", "flip", "scale_x", "scale_y", "shift_x", "shift_y", "brightness", "contrast", "saturation")
+PARAMETERS += ("red", "green", "blue", "shade_x", "shade_y")
+
+
+@dataclasses.dataclass(frozen=True)
+class Augmentation:
+    """Strengths. Lesions have no upright side, so flips and quarter turns are always on.
+
+    `min_area` is the smallest share of the image that a random crop keeps; the rest are half-widths of relative changes
+    (0.2: factors from 0.8 to 1.2) of brightness, contrast, saturation, of each colour channel (white balance), and of a
+    linear fall of illumination across the image.
+    """
+
+    min_area: float = 0.5
+    max_aspect: float = 1.25
+    brightness: float = 0.2
+    contrast: float = 0.2
+    saturation: float = 0.2
+    white_balance: float = 0.05
+    illumination: float = 0.15
+
+    def draw(self, seed: int, epoch: int, index: int) -> np.ndarray:
+        """The parameters of one image in one epoch: float32 (len(PARAMETERS),)."""
+        rng = sample_generator(seed, epoch, index)
+        area = rng.uniform(self.min_area, 1.0)
+        aspect = math.exp(rng.uniform(-1, 1) * math.log(self.max_aspect))
+        scale_x, scale_y = (min(1.0, math.sqrt(area * r)) for r in (aspect, 1 / aspect))
+        centre = rng.uniform(-1, 1, 2) * (1 - np.array([scale_x, scale_y]))
+        colour = 1 + rng.uniform(-1, 1, 3) * np.array([self.brightness, self.contrast, self.saturation])
+        balance = 1 + rng.uniform(-1, 1, 3) * self.white_balance
+        shade = rng.uniform(-1, 1, 2) * self.illumination
+        turn = [rng.integers(4) * math.pi / 2, 1 - 2 * rng.integers(2)]
+        return np.array([*turn, scale_x, scale_y, *centre, *colour, *balance, *shade], dtype=np.float32)
+
+
+def augment(pixels: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:
+    """Augment uint8 pixels (N, H, W, 3) by parameters (N, len(PARAMETERS)): float32 (N, 3, H, W) in [0, 255].
+
+    Crop, flip and turn are one bilinear resampling; colour follows in float, clamped once at the end.
+    """
+    angle, flip, scale_x, scale_y, shift_x, shift_y, brightness, contrast, saturation, *rest = parameters.T
+    images = pixels.permute(0, 3, 1, 2).float()
+    cos, sin = angle.cos(), angle.sin()
+    # Output to input coordinates in [-1, 1]: turn and flip first, then shrink onto the crop's window.
+    theta = torch.stack(
+        [
+            torch.stack([scale_x * cos * flip, -scale_x * sin, shift_x], dim=-1),
+            torch.stack([scale_y * sin * flip, scale_y * cos, shift_y], dim=-1),
+        ],
+        dim=1,
+    )
+    grid = F.affine_grid(theta, list(images.shape), align_corners=False)
+    images = F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+    return adjust_colour(images, brightness, contrast, saturation, torch.stack(rest[:3], 1), torch.stack(rest[3:], 1))
+
+
+def adjust_colour(
+    images: torch.Tensor,
+    brightness: torch.Tensor,
+    contrast: torch.Tensor,
+    saturation: torch.Tensor,
+    balance: torch.Tensor,
+    shade: torch.Tensor,
+) -> torch.Tensor:
+    """Colour and illumination of float images (N, 3, H, W) in [0, 255]: factors (N,), `balance` (N, 3), `shade` (N, 2).
+
+    `shade` is the relative change of light from the centre to the right and to the lower border.
+    """
+    height, width = images.shape[-2:]
+    factor = (brightness[:, None] * balance)[:, :, None, None]
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = torch.lerp(mean, images, contrast[:, None, None, None]) * factor
+    grey = (images * images.new_tensor(LUMA).view(3, 1, 1)).sum(dim=1, keepdim=True)
+    images = torch.lerp(grey, images, saturation[:, None, None, None])
+    x = torch.linspace(-1, 1, width, device=images.device)
+    y = torch.linspace(-1, 1, height, device=images.device)
+    light = 1 + shade[:, 0, None, None] * x + shade[:, 1, None, None] * y[:, None]
+    return (images * light[:, None]).clamp(0, 255)

@@ -1,0 +1,253 @@
+"""Records of any data set, ours or a user's own, as one table beside one `datasets.Dataset` of images."""
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+
+from dataset_scripts.builder import SKIPPED_NAME, LesionBuilder
+from dataset_scripts.common import UNKNOWN, UserError, check_unique
+from dataset_scripts.fitzpatrick17k import Fitzpatrick17k
+from dataset_scripts.ham10000 import HAM10000
+from dataset_scripts.phantom import Phantom
+from dataset_scripts.splits import assign_folds, check_disjoint, fold_split, lesion_strata, read_manifest
+
+BUILDERS: dict[str, type[LesionBuilder]] = {
+    "ham10000": HAM10000,
+    "fitzpatrick17k": Fitzpatrick17k,
+    "phantom": Phantom,
+}
+GROUP_COLUMNS = ("diagnosis", "age", "sex", "localization", "fitzpatrick", "source")
+
+
+@dataclasses.dataclass(frozen=True)
+class ColumnNames:
+    """What a user's own data set calls its columns; None takes the record schema's name where it is there."""
+
+    image: str = "image"
+    label: str | None = None
+    positive_labels: tuple[str, ...] = ()
+    lesion: str | None = None
+    groups: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class Records:
+    """Row i of `table` describes image i of `images` (column `image`, not decoded).
+
+    `table` has image_id, lesion_id, diagnosis (names), melanoma (0 or 1), split, and every group column, categories as
+    names with `unknown` for missing values and age in years with NaN. `skipped` has image_id, file, reason.
+    """
+
+    name: str
+    images: datasets.Dataset
+    table: pd.DataFrame
+    skipped: pd.DataFrame
+
+    def select(self, keep: np.ndarray) -> "Records":
+        """The rows where `keep` (bool, one per row) holds."""
+        rows = np.flatnonzero(keep)
+        return dataclasses.replace(
+            self, images=self.images.select(rows), table=self.table.iloc[rows].reset_index(drop=True)
+        )
+
+    def without(self, problems: dict[int, str], max_share: float) -> "Records":
+        """The same rows, with those that have a problem set aside in split `unusable` and listed in `skipped`.
+
+        UserError if they are a larger share than `max_share`.
+        """
+        if not problems:
+            return self
+        first, reason = next(iter(problems.items()))
+        if len(problems) > max_share * len(self.table):
+            raise UserError(
+                f"{self.name}: {len(problems)} of {len(self.table)} images cannot be used, more than --max_skipped_share "
+                f"{max_share:g} allows; the first: {self.table['image_id'][first]}: {reason}"
+            )
+        table = self.table.copy()
+        table.loc[list(problems), "split"] = "unusable"
+        lost = pd.DataFrame({"image_id": table["image_id"][list(problems)], "file": "", "reason": problems.values()})
+        return dataclasses.replace(self, table=table, skipped=pd.concat([self.skipped, lost], ignore_index=True))
+
+
+def load_records(
+    dataset_name: str,
+    config_name: str | None = None,
+    data_dir: str | None = None,
+    columns: ColumnNames = ColumnNames(),
+    split_manifest: str | None = None,
+    max_skipped_share: float = 0.05,
+) -> Records:
+    """Load `ham10000`, `fitzpatrick17k` or `phantom` (from raw files in `data_dir`), a prepared folder, or any folder or
+    Hub id that `load_dataset` reads.
+
+    Splits are those of `split_manifest`, else the data set's own, else made by lesion. Raises UserError for what is
+    missing, and for a lesion that crosses splits.
+    """
+    skipped = pd.DataFrame(columns=["image_id", "file", "reason"])
+    if dataset_name in BUILDERS:
+        builder = _builder(dataset_name, config_name, data_dir, max_skipped_share)
+        builder.download_and_prepare()
+        splits = builder.as_dataset()
+        skipped = pd.read_csv(Path(builder.cache_dir) / SKIPPED_NAME, dtype=str, keep_default_na=False)
+    else:
+        splits = _load_dataset(dataset_name, config_name, data_dir)
+        prepared = Path(dataset_name) / SKIPPED_NAME
+        if prepared.is_file():
+            skipped = pd.read_csv(prepared, dtype=str, keep_default_na=False)
+    tables = [_read_table(part, columns, dataset_name, name) for name, part in splits.items()]
+    table = pd.concat(tables, ignore_index=True)
+    check_unique(table["image_id"], "image", dataset_name)
+    records = Records(
+        name=dataset_name,
+        images=datasets.concatenate_datasets([_only_image(part, columns.image) for part in splits.values()]),
+        table=table,
+        skipped=skipped,
+    )
+    return _with_splits(records, split_manifest)
+
+
+def _builder(name: str, config_name: str | None, data_dir: str | None, max_skipped_share: float) -> LesionBuilder:
+    builder_class = BUILDERS[name]
+    if builder_class is not Phantom and data_dir is None:
+        raise UserError(f"--dataset_name {name}: name the folder of its raw files with --data_dir")
+    if config_name is not None and config_name not in builder_class.builder_configs:
+        known = ", ".join(builder_class.builder_configs) or "none"
+        raise UserError(f"--dataset_config_name {config_name}: {name} has {known}")
+    location = {} if data_dir is None else {"data_dir": data_dir}
+    return builder_class(config_name=config_name, max_skipped_share=max_skipped_share, **location)
+
+
+def _load_dataset(name: str, config_name: str | None, data_dir: str | None) -> datasets.DatasetDict:
+    if os.path.isdir(name) and not os.listdir(name):
+        raise UserError(f"{name}: the folder is empty")
+    try:
+        return datasets.load_dataset(name, config_name, data_dir=data_dir)
+    except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError, ValueError, OSError) as error:
+        known = ", ".join(BUILDERS)
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"--dataset_name {name}: cannot be loaded ({reason})\n"
+            f"give one of {known}, a folder, or the id of a data set on the Hub"
+        ) from None
+
+
+def _only_image(part: datasets.Dataset, column: str) -> datasets.Dataset:
+    part = part.select_columns([column])
+    if column != "image":
+        part = part.rename_column(column, "image")
+    return part.cast_column("image", datasets.Image(decode=False))
+
+
+def _read_table(part: datasets.Dataset, columns: ColumnNames, name: str, split: str) -> pd.DataFrame:
+    def need(column: str, flag: str) -> str:
+        if column not in part.column_names:
+            raise UserError(f"{name}: no column {column}; give {flag}, one of {', '.join(part.column_names)}")
+        return column
+
+    need(columns.image, "--image_column_name")
+    meta = part.select_columns([c for c in part.column_names if not isinstance(part.features[c], datasets.Image)])
+    table = pd.DataFrame(index=range(len(part)))
+    if "image_id" in meta.column_names:
+        table["image_id"] = _names(meta, "image_id")
+    else:
+        table["image_id"] = [f"{split}-{row:06d}" for row in range(len(part))]
+    lesion = need(columns.lesion, "--lesion_column_name") if columns.lesion else "lesion_id"
+    if lesion in meta.column_names:
+        table["lesion_id"] = _names(meta, lesion)
+    else:
+        print(
+            f"warning: {name} has no column lesion_id; every image counts as a lesion of its own, so two images of one "
+            "lesion may stand on both sides of a split (--lesion_column_name)",
+            file=sys.stderr,
+        )
+        table["lesion_id"] = table["image_id"]
+    for group in GROUP_COLUMNS:
+        if group == "age":
+            table["age"] = _ages(meta, name) if "age" in meta.column_names else np.nan
+        else:
+            table[group] = _names(meta, group) if group in meta.column_names else UNKNOWN
+    for group in (*columns.groups, *(c for c in ("dx_type", "synthetic") if c in meta.column_names)):
+        if group not in table:
+            table[group] = _names(meta, need(group, "--group_by"))
+    if columns.label:
+        table["diagnosis"] = _names(meta, need(columns.label, "--label_column_name"))
+        table["melanoma"] = _positive(table["diagnosis"], columns, name)
+    else:
+        table["melanoma"] = np.asarray(meta[need("melanoma", "--label_column_name and --positive_labels")], dtype=int)
+    table["split"] = split
+    return table
+
+
+def _names(part: datasets.Dataset, column: str) -> list[str]:
+    """A column as names, `unknown` where a value is missing."""
+    feature = part.features[column]
+    if isinstance(feature, datasets.ClassLabel):
+        return [UNKNOWN if value is None or value < 0 else feature.names[value] for value in part[column]]
+    return [UNKNOWN if value is None or str(value).strip() == "" else str(value) for value in part[column]]
+
+
+def _ages(part: datasets.Dataset, name: str) -> np.ndarray:
+    ages = pd.to_numeric(pd.Series(part["age"]), errors="coerce").to_numpy(dtype=float)
+    given = np.asarray([value is not None and str(value) not in ("", "nan") for value in part["age"]], dtype=bool)
+    wrong = np.flatnonzero(given & ~((ages >= 0) & (ages <= 120)))
+    if len(wrong):
+        raise UserError(
+            f"{name}: age {part['age'][int(wrong[0])]!r} in row {wrong[0]} is not a number of years from 0 to 120"
+        )
+    return ages
+
+
+def _positive(labels: pd.Series, columns: ColumnNames, name: str) -> np.ndarray:
+    known = sorted(set(labels))
+    if not columns.positive_labels:
+        raise UserError(f"--positive_labels: say which of {', '.join(known[:20])} in {name} mean melanoma")
+    missing = sorted(set(columns.positive_labels) - set(known))
+    if missing:
+        raise UserError(f"--positive_labels {missing[0]}: {name} has {', '.join(known[:20])}")
+    return labels.isin(columns.positive_labels).to_numpy(dtype=int)
+
+
+def _with_splits(records: Records, split_manifest: str | None) -> Records:
+    table = records.table
+    if (
+        "synthetic" in table
+        and (table["synthetic"].str.lower().isin(["true", "1"]) & (table["split"] != "train")).any()
+    ):
+        raise UserError(
+            f"{records.name}: synthetic images stand outside the train split; scores on them are not honest"
+        )
+    if split_manifest:
+        manifest = read_manifest(split_manifest).set_index("image_id")
+        absent = ~table["image_id"].isin(manifest.index)
+        if absent.any():
+            raise UserError(
+                f"{split_manifest}: image {table['image_id'][absent].iloc[0]} of {records.name} is not in it"
+            )
+        table["split"] = table["image_id"].map(manifest["split"])
+        table["lesion_id"] = table["image_id"].map(manifest["lesion_id"])
+    else:
+        table["split"] = _complete_splits(table)
+    check_disjoint(table["lesion_id"], table["split"], split_manifest or records.name)
+    return records
+
+
+def _complete_splits(table: pd.DataFrame) -> np.ndarray:
+    """The data set's own splits; a missing test or validation split is taken from train, by lesion."""
+    split = table["split"].to_numpy(dtype=object)
+    missing = [name for name in ("test", "validation") if name not in set(split)]
+    if not missing or "train" not in set(split):
+        return split
+    rows = split == "train"
+    lesions = table["lesion_id"].to_numpy()[rows]
+    strata = lesion_strata(lesions, table["melanoma"].to_numpy()[rows], table["fitzpatrick"].to_numpy()[rows])
+    made = fold_split(assign_folds(lesions, strata))
+    if len(missing) == 2:
+        split[rows] = made
+    else:
+        split[rows] = np.where(made == missing[0], missing[0], "train")
+    return split

@@ -1,0 +1,1 @@
+"""What both trainings share: run folder, arguments, seeding, sampler, EMA, checkpoints and exact resume, signals."""

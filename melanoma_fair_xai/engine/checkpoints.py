@@ -1,0 +1,250 @@
+"""Checkpoints that are whole or absent, checked before use, and refused where a resumed run would differ."""
+
+import hashlib
+import json
+import os
+import pathlib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import accelerate
+import safetensors
+import torch
+from accelerate.utils import gather_object, load
+
+from dataset_scripts.common import UserError
+
+from .launch import on_main_process
+from .run_folder import LATEST, PARTIAL_PREFIX, plain, remove, sync_to_disk, write_json
+
+CHECKSUMS_NAME = "checksums.json"
+FACTS_NAME = "facts.json"
+
+
+def save_checkpoint(
+    accelerator: accelerate.Accelerator,
+    output_dir: str | os.PathLike,
+    step: int,
+    *,
+    total_limit: int | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> pathlib.Path:
+    """Write `checkpoint-STEP` with all that the accelerator prepared or registered, and return its path.
+
+    Every process calls this, after a step that changed the weights (gradients half accumulated are not saved). The
+    folder gets its name once all of it is on the disk; older ones beyond `total_limit` go only after that. An intact
+    one of the same step and facts is kept as it is, since the same run would write the same again. `facts` are what
+    must not change when the run is resumed (see `load_checkpoint`). UserError if it cannot be written: the older ones
+    are then intact.
+    """
+    target = pathlib.Path(output_dir) / f"checkpoint-{step}"
+    facts = _run_facts(accelerator, facts)
+    if on_main_process(accelerator, lambda: damage(target) is None and _read_facts(target) == facts):
+        return target
+    partial = target.with_name(PARTIAL_PREFIX + target.name)
+
+    def finish() -> None:
+        write_json(partial / FACTS_NAME, facts)
+        files = sorted(path for path in partial.rglob("*") if path.is_file())
+        write_json(partial / CHECKSUMS_NAME, {str(path.relative_to(partial)): _sha256(path) for path in files})
+        for path in [*partial.rglob("*"), partial]:
+            sync_to_disk(path)
+        _remove_if_there(target)
+        os.replace(partial, target)
+        sync_to_disk(target.parent)
+
+    try:
+        _all_succeed(accelerator, lambda: accelerator.is_main_process and _remove_if_there(partial))
+        _all_succeed(accelerator, lambda: accelerator.save_state(str(partial)))
+        _all_succeed(accelerator, lambda: accelerator.is_main_process and finish())
+    except _WriteError as error:
+        if accelerator.is_main_process:
+            _remove_if_there(partial)
+        raise UserError(f"{target}: could not be written ({error}); earlier checkpoints are intact") from None
+    if accelerator.is_main_process and total_limit is not None:
+        # Later ones are of a run that was taken back to an earlier step; they are no measure of what is old.
+        older = [path for path in list_checkpoints(output_dir) if checkpoint_step(path) < step]
+        for path in older[: max(len(older) - (total_limit - 1), 0)]:
+            remove(path)
+    return target
+
+
+class _WriteError(Exception):
+    pass
+
+
+def _all_succeed(accelerator: accelerate.Accelerator, function) -> None:
+    """Call `function` in every process; if it fails to write in any, raise the first one's error in all."""
+    problem = None
+    try:
+        function()
+    # torch and safetensors report a full disk by errors of their own.
+    except (OSError, RuntimeError, safetensors.SafetensorError) as error:
+        problem = getattr(error, "strerror", None) or str(error).splitlines()[0]
+    problems = [problem] if accelerator.num_processes == 1 else gather_object([problem])
+    first = next(filter(None, problems), None)
+    if first:
+        raise _WriteError(first)
+
+
+def _remove_if_there(path: pathlib.Path) -> None:
+    if path.exists():
+        remove(path)
+
+
+def checkpoint_step(path: pathlib.Path) -> int:
+    return int(path.name.rpartition("-")[2])
+
+
+def list_checkpoints(output_dir: str | os.PathLike) -> list[pathlib.Path]:
+    """The folders `checkpoint-N`, by N; damaged ones too."""
+    paths = [path for path in pathlib.Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"\d+", path.name[11:])]
+    return sorted(paths, key=checkpoint_step)
+
+
+def damage(path: pathlib.Path) -> str | None:
+    """What is wrong with a checkpoint, or None if every file is there with the content that was written."""
+    try:
+        checksums = json.loads((path / CHECKSUMS_NAME).read_text(encoding="utf-8"))
+        for name, checksum in checksums.items():
+            if not (path / name).is_file():
+                return f"{name} is missing"
+            if _sha256(path / name) != checksum:
+                return f"{name} is not what was written"
+    except FileNotFoundError:
+        return f"{CHECKSUMS_NAME} is missing"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"cannot be read: {error}"
+    return None
+
+
+def _sha256(path: pathlib.Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def find_checkpoint(
+    accelerator: accelerate.Accelerator, output_dir: str | os.PathLike, resume_from_checkpoint: str | None
+) -> pathlib.Path | None:
+    """The checkpoint to resume from, or None if there is none (or none was asked for).
+
+    `latest` is the newest intact one in `output_dir`; a line tells of each damaged one that is passed over. Anything
+    else is the path of a checkpoint: UserError if it is not there or damaged.
+    """
+    if resume_from_checkpoint is None:
+        return None
+
+    def find() -> pathlib.Path | None:
+        if resume_from_checkpoint == LATEST:
+            return _latest(list_checkpoints(output_dir))
+        path = pathlib.Path(resume_from_checkpoint)
+        problem = damage(path) if path.is_dir() else "no such folder"
+        if problem:
+            raise UserError(f"--resume_from_checkpoint {path}: {problem}; give an intact checkpoint, or `{LATEST}`")
+        return path
+
+    path = on_main_process(accelerator, find)
+    if path is not None and not path.is_dir():
+        raise UserError(f"{path}: not to be seen from process {accelerator.process_index}; use a shared --output_dir")
+    return path
+
+
+def _latest(paths: Iterable[pathlib.Path]) -> pathlib.Path | None:
+    damaged = []
+    for path in reversed(list(paths)):
+        problem = damage(path)
+        if problem is None:
+            break
+        damaged.append((path, problem))
+    else:
+        path = None
+    for bad, problem in damaged:
+        print(f"{bad.name} is damaged ({problem}): using {path.name if path else 'no checkpoint'}", flush=True)
+    return path
+
+
+def load_checkpoint(
+    accelerator: accelerate.Accelerator, path: str | os.PathLike, *, facts: Mapping[str, Any] | None = None
+) -> None:
+    """Restore all that the accelerator prepared or registered, random states included, in every process.
+
+    UserError if the run now differs from the one that wrote the checkpoint in one of the `facts`, in the number of
+    processes, gradient accumulation or mixed precision, or if the model has other tensors. A line tells of another
+    torch version or number of threads, which change the last bits.
+    """
+    path = pathlib.Path(path)
+
+    def check() -> None:
+        _check_facts(path, _read_facts(path), _run_facts(accelerator, facts))
+        for index, model in enumerate(accelerator._models):
+            name = f"model_{index}.safetensors" if index else "model.safetensors"
+            _check_tensors(path, name, model.state_dict())
+        # Accelerate unpickles these without limits; plain containers and tensors are all that we ever write.
+        for state in path.glob("custom_checkpoint_*.pkl"):
+            _load_plain(state)
+
+    on_main_process(accelerator, check)
+    states = _load_plain(path / f"random_states_{accelerator.process_index}.pkl")
+    try:
+        accelerator.load_state(str(path))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: written by another model or set-up ({str(error).splitlines()[0]})") from None
+    if not torch.equal(torch.get_rng_state(), states["torch_manual_seed"]):  # Accelerate hides it when this fails
+        raise UserError(f"{path}: its random states could not be restored; resume with the versions that wrote it")
+
+
+def _load_plain(path: pathlib.Path) -> Any:
+    try:
+        return load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path}: cannot be loaded safely ({str(error).splitlines()[0]})") from None
+
+
+def _run_facts(accelerator: accelerate.Accelerator, facts: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {
+        "fixed": plain(
+            {
+                "number of processes": accelerator.num_processes,
+                "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
+                "mixed_precision": accelerator.mixed_precision,
+                **(facts or {}),
+            }
+        ),
+        "noted": {"torch": torch.__version__, "threads": torch.get_num_threads(), "device": accelerator.device.type},
+    }
+
+
+def _read_facts(path: pathlib.Path) -> dict[str, Any]:
+    return json.loads((path / FACTS_NAME).read_text(encoding="utf-8"))
+
+
+def _check_facts(path: pathlib.Path, written: dict[str, Any], now: dict[str, Any]) -> None:
+    for name, value in written["fixed"].items():
+        if name in now["fixed"] and now["fixed"][name] != value:
+            raise UserError(
+                f"{path}: written with {name} {value}, but this run has {now['fixed'][name]};\n"
+                "a resumed run must go on with the same, or start anew in another --output_dir"
+            )
+    for name, value in written["noted"].items():
+        if now["noted"].get(name) != value:
+            print(f"{path.name} was written with {name} {value}, now {now['noted'][name]}: last bits may differ")
+
+
+def _check_tensors(path: pathlib.Path, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    with safetensors.safe_open(path / name, "pt") as file:
+        shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
+    stored = {tensors[key].data_ptr() for key in shapes if key in tensors}  # tied tensors are stored once
+    for key in [*tensors, *(shapes.keys() - tensors.keys())]:
+        here = list(tensors[key].shape) if key in tensors else None
+        there = shapes.get(key)
+        if here != there and not (there is None and tensors[key].data_ptr() in stored):
+            raise UserError(
+                f"{path}: written by another model: {key} is {there or 'absent'} there and {here or 'absent'} here;\n"
+                "resume with the model that wrote it, or start anew in another --output_dir"
+            )

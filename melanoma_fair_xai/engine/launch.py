@@ -1,0 +1,106 @@
+"""Starting the processes of a run, and what they say when something ends them."""
+
+import contextlib
+import datetime
+import math
+import os
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import accelerate
+import torch
+from accelerate.utils import broadcast_object_list
+
+from dataset_scripts.common import UserError
+
+Result = TypeVar("Result")
+
+
+def create_accelerator(*, cpu: bool = False, timeout_minutes: float = 60, **options: Any) -> accelerate.Accelerator:
+    """An Accelerator on the devices there are, with as many processes as were asked for, or a UserError.
+
+    `options` go to `Accelerator` (gradient_accumulation_steps, mixed_precision, log_with, project_dir, ...). Processes
+    that wait for another one give up after `timeout_minutes`.
+    """
+    timeout = accelerate.InitProcessGroupKwargs(timeout=datetime.timedelta(minutes=timeout_minutes))
+    # Without cpu=True, Accelerate on a machine without accelerators gives each process of a launch a run of its own.
+    accelerator = accelerate.Accelerator(
+        cpu=cpu or not torch.accelerator.is_available(), kwargs_handlers=[timeout], **options
+    )
+    _check_processes(accelerator.num_processes)
+    return accelerator
+
+
+def _check_processes(started: int) -> None:
+    asked = int(os.environ.get("WORLD_SIZE", 1))
+    if started < asked:
+        raise UserError(f"{asked} processes were asked for, but each of them runs alone; start them with torchrun")
+    # `accelerate launch --num_processes N` sets this address for N > 1, and then starts one process on a CPU.
+    by_accelerate = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if started == 1 and by_accelerate and "MASTER_ADDR" in os.environ and "WORLD_SIZE" not in os.environ:
+        raise UserError(
+            "accelerate launch was asked for several processes but started one, as it does on a CPU; start them with\n"
+            "`accelerate launch --multi_gpu --num_processes N` (on CPUs too) or `torchrun --nproc_per_node N`"
+        )
+
+
+def on_main_process(accelerator: accelerate.Accelerator, function: Callable[[], Result]) -> Result:
+    """Call `function` in the main process alone and give its (picklable) result to all, who wait for it.
+
+    If it raises, the main process goes on raising, and the others end quietly with exit code 2.
+    """
+    if accelerator.num_processes == 1:
+        return function()
+    outcome: list[Any] = [None, False]
+    try:
+        if accelerator.is_main_process:
+            outcome = [function(), True]
+    finally:
+        broadcast_object_list(outcome)
+    result, succeeded = outcome
+    if not succeeded:
+        sys.exit(2)
+    return result
+
+
+def check_finite(value: float | torch.Tensor, step: int, name: str = "loss") -> None:
+    """UserError if a loss or gradient norm is NaN or infinite. Give the mean over processes: all then stop alike."""
+    value = float(value)
+    if not math.isfinite(value):
+        raise UserError(
+            f"the {name} is {value} at step {step}: lower --learning_rate, clip with --max_grad_norm, or use "
+            "--mixed_precision no;\ncheckpoints written before are intact, see --resume_from_checkpoint"
+        )
+
+
+@contextlib.contextmanager
+def explained_errors(memory_flags: str = "--train_batch_size") -> Iterator[None]:
+    """Turn what a run can die of, without a fault in it, into a UserError with the flags that help.
+
+    These are memory that runs out on a device or the host (`memory_flags` name what to lower), a killed loading
+    worker, and another process of the run that died.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise UserError(f"out of memory ({_first_sentence(error)}); lower {memory_flags}") from None
+    except RuntimeError as error:
+        text = str(error)
+        if "can't allocate memory" in text:
+            raise UserError(f"out of memory ({_first_sentence(error)}); lower {memory_flags}") from None
+        if "DataLoader worker" in text:
+            raise UserError(
+                f"a data loading worker died ({_first_sentence(error)}); it may have run out of memory: lower "
+                "--dataloader_num_workers (0 loads in the main process)"
+            ) from None
+        if isinstance(error, torch.distributed.DistError) or "gloo" in text or "Connection closed by peer" in text:
+            raise UserError(
+                f"another process of this run died or hangs ({_first_sentence(error)});\n"
+                "see its message, then continue with --resume_from_checkpoint latest"
+            ) from None
+        raise
+
+
+def _first_sentence(error: BaseException) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]

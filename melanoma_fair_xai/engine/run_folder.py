@@ -1,0 +1,169 @@
+"""The folder that a run writes: opened once, locked while the run lives, and its files whole or absent."""
+
+import contextlib
+import fcntl
+import json
+import math
+import os
+import pathlib
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import accelerate
+
+from dataset_scripts.common import UserError
+
+from .launch import on_main_process
+
+ARGUMENTS_NAME = "training_args.json"
+LOCK_NAME = ".lock"
+LATEST = "latest"  # --resume_from_checkpoint latest
+PARTIAL_PREFIX = ".partial-"
+
+# What --overwrite_output_dir may remove; whatever else lies in the folder is the user's and stays.
+WRITTEN_BY_A_RUN = (
+    "checkpoint-*",
+    f"{PARTIAL_PREFIX}*",
+    ARGUMENTS_NAME,
+    "README.md",
+    "metrics.json",
+    "fairness.csv",
+    "figures",
+    "logs",
+    "predictions",
+    "samples",
+    "*.safetensors",
+    "config.json",
+    "preprocessor_config.json",
+    "model_index.json",
+    "pipeline_lesion.py",
+    "conditioner",
+    "scheduler",
+    "unet",
+)
+
+
+def is_run_folder(folder: pathlib.Path) -> bool:
+    """Whether a run has written here."""
+    return (folder / ARGUMENTS_NAME).is_file() or any(folder.glob("checkpoint-*"))
+
+
+@contextlib.contextmanager
+def open_run_folder(
+    accelerator: accelerate.Accelerator,
+    output_dir: str | os.PathLike,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> Iterator[pathlib.Path]:
+    """The folder, made if need be and locked by the main process until the block or the process ends.
+
+    UserError if it is in use by another run, cannot be written, or is not empty without `resume` or `overwrite`. With
+    `overwrite`, what an earlier run wrote is removed; with either, a folder that no run wrote is refused. Files that
+    a killed run left half-written are removed.
+    """
+    folder = pathlib.Path(output_dir)
+    with contextlib.ExitStack() as stack:
+
+        def prepare() -> None:
+            _make_writable(folder)
+            stack.enter_context(_lock(folder))
+            _admit(folder, resume, overwrite)
+
+        on_main_process(accelerator, prepare)
+        yield folder
+
+
+def _make_writable(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / "write-test") as path:
+            path.touch()
+        (folder / "write-test").unlink()
+    except OSError as error:
+        raise UserError(f"--output_dir {folder}: cannot be written to ({error.strerror}); choose another") from None
+
+
+@contextlib.contextmanager
+def _lock(folder: pathlib.Path) -> Iterator[None]:
+    with open(folder / LOCK_NAME, "a+") as file:
+        try:
+            # The kernel lets go of it however the process dies. (A flock would live on in its loading workers.)
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            file.seek(0)
+            raise UserError(
+                f"--output_dir {folder}: in use by another run ({file.read().strip() or 'unknown process'}); "
+                "wait for it to end, or choose another folder"
+            ) from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+        file.flush()
+        yield
+
+
+def _admit(folder: pathlib.Path, resume: bool, overwrite: bool) -> None:
+    if any(path.name != LOCK_NAME and not path.name.startswith(PARTIAL_PREFIX) for path in folder.iterdir()):
+        if not (resume or overwrite):
+            raise UserError(
+                f"--output_dir {folder}: not empty; choose another folder, continue with "
+                "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir"
+            )
+        if not is_run_folder(folder):
+            raise UserError(f"--output_dir {folder}: not empty, and not written by a run; choose another folder")
+    for pattern in WRITTEN_BY_A_RUN if overwrite and not resume else [f"{PARTIAL_PREFIX}*"]:
+        for path in folder.glob(pattern):
+            remove(path)
+
+
+def remove(path: pathlib.Path) -> None:
+    """Remove a file or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A path beside `path`, with its suffix, to write a file to; it is renamed if the block ends without error."""
+    path = pathlib.Path(path)
+    partial = path.with_name(PARTIAL_PREFIX + path.name)
+    try:
+        yield partial
+        sync_to_disk(partial)
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sync_to_disk(path: pathlib.Path) -> None:
+    """Return once a file, or a folder's list of names, is on the disk and not only in memory."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | os.PathLike, value: Any) -> None:
+    """Write JSON whole or not at all. NaN and infinities become null, numpy numbers and arrays plain ones."""
+    text = json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False)
+    with atomic_path(path) as partial:
+        partial.write_text(text + "\n", encoding="utf-8")
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: dicts with string keys, lists, strings, finite numbers, booleans and None."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    if hasattr(value, "tolist"):  # numpy and torch
+        return plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    return str(value)

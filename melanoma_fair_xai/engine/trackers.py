@@ -1,0 +1,20 @@
+"""Trackers (TensorBoard by default) that a resumed run goes on writing to."""
+
+from typing import Any
+
+import accelerate
+
+from .run_folder import plain
+
+
+def start_trackers(accelerator: accelerate.Accelerator, name: str, *instances: Any, step: int = 0) -> None:
+    """Start what `log_with` named, with the fields of the dataclasses as hyper-parameters (no tokens).
+
+    `step` is the step resumed from: TensorBoard then hides what a killed run had logged after it.
+    """
+    config = {}
+    for instance in instances:
+        for key, value in plain(vars(instance)).items():
+            if not key.endswith("token"):
+                config[key] = value if isinstance(value, bool | int | float | str) else str(value)
+    accelerator.init_trackers(name, config, init_kwargs={"tensorboard": {"purge_step": step + 1}} if step else {})

@@ -1,0 +1,232 @@
+import errno
+import io
+import os
+import struct
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import PIL.Image
+import pytest
+
+from dataset_scripts import common
+from dataset_scripts.common import UserError
+
+
+def jpeg(seed: int = 0) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 255, (24, 32, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+# --- tables and cells ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text", ["a,b\n1,x\n2,\n", "a\tb\n1\tx\n2\t\n", '\ufeff"a","b"\r\n"1","x"\r\n"2",""\r\n', "a,b\n1,x\n2,\n\n\n"]
+)
+def test_read_table_reads_each_dialect_as_strings_with_lines(tmp_path, text):
+    path = tmp_path / "table"
+    path.write_bytes(text.encode())
+    table = common.read_table(str(path), ["a"])
+    assert table.to_dict("list") == {"a": ["1", "2"], "b": ["x", ""], "line": [2, 3]}
+
+
+def test_read_table_keeps_words_that_pandas_takes_for_missing(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b\nNA,None\n")
+    assert common.read_table(str(tmp_path / "t.csv"))["a"].tolist() == ["NA"]
+
+
+def test_read_table_from_a_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "z.zip", "w") as archive:
+        archive.writestr("in/t.csv", "a,b\n1,2\n")
+    assert common.read_table(f"{tmp_path}/z.zip::in/t.csv")["b"].tolist() == ["2"]
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "not a readable CSV"),
+        (b"a,b\n1,2\n1,2,3\n", "line 3"),
+        (b"a,b\n1,2\n1\n", "line 3: too few columns"),
+        (b"a,b\n\xff\xfe,2\n", "not a readable CSV"),
+        (b"a,c\n1,2\n", "no column b"),
+    ],
+)
+def test_read_table_names_what_is_wrong(tmp_path, content, message):
+    path = tmp_path / "t.csv"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message) as error:
+        common.read_table(str(path), ["b"])
+    assert str(path) in str(error.value)
+
+
+def test_read_table_without_a_file(tmp_path):
+    with pytest.raises(UserError, match="nowhere.csv: cannot be read"):
+        common.read_table(str(tmp_path / "nowhere.csv"))
+
+
+def test_parse_age():
+    assert [common.parse_age(text, "w") for text in ("", "nan", "NA", "unknown", "0.0", "85")] == [*[None] * 4, 0, 85]
+
+
+@pytest.mark.parametrize("text", ["abc", "-5", "121", "inf", "4O"])
+def test_parse_age_refuses_what_is_no_age(text):
+    with pytest.raises(UserError, match=f"t.csv, line 7: age '{text}'"):
+        common.parse_age(text, "t.csv, line 7")
+
+
+def test_parse_sex():
+    assert [common.parse_sex(text, "w") for text in ("", "F", "Male", "unknown")] == ["unknown", "female", "male"] + [
+        "unknown"
+    ]
+    with pytest.raises(UserError, match="t.csv, line 7: sex 'x'"):
+        common.parse_sex("x", "t.csv, line 7")
+
+
+def test_check_unique_names_the_first_and_the_number():
+    common.check_unique(["a", "b"], "image", "t.csv")
+    with pytest.raises(UserError, match=r"t.csv: image b stands more than once \(2 such\)"):
+        common.check_unique(["a", "b", "b", "c", "c"], "image", "t.csv")
+
+
+# --- folders and zips ------------------------------------------------------------------------------------------------
+
+
+def test_index_files_sees_folders_zips_and_links_but_no_resource_forks(tmp_path):
+    folder, elsewhere = tmp_path / "raw", tmp_path / "elsewhere"
+    for path in ("b/x.jpg", "b/y.txt", "b/._x.jpg", "__MACOSX/b/z.jpg"):
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(jpeg())
+    elsewhere.mkdir()
+    (elsewhere / "w.PNG").write_bytes(jpeg())
+    (folder / "linked").symlink_to(elsewhere)
+    with zipfile.ZipFile(folder / "a.zip", "w") as archive:
+        for member in ("in/x.jpg", "__MACOSX/in/._x.jpg", "__MACOSX/in/u.jpg", "readme.md"):
+            archive.writestr(member, jpeg())
+    (folder / "._a.zip").write_bytes(b"a resource fork is no zip")
+    assert common.index_files(str(folder)) == {
+        "x": [f"{folder}/a.zip::in/x.jpg", f"{folder}/b/x.jpg"],
+        "w": [f"{folder}/linked/w.PNG"],
+    }
+
+
+def test_a_folder_below_one_called_macosx_is_a_folder(tmp_path):
+    (tmp_path / "__MACOSX" / "raw").mkdir(parents=True)
+    (tmp_path / "__MACOSX" / "raw" / "x.jpg").write_bytes(jpeg())
+    assert list(common.index_files(str(tmp_path / "__MACOSX" / "raw"))) == ["x"]
+
+
+def test_index_files_names_a_missing_folder_and_a_damaged_zip(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such folder.*--data_dir"):
+        common.index_files(str(tmp_path / "nowhere"))
+    (tmp_path / "a.zip").write_bytes(b"<html>not found</html>")
+    with pytest.raises(UserError, match="a.zip: not a readable zip"):
+        common.index_files(str(tmp_path))
+
+
+@pytest.mark.parametrize("member", ["../x.jpg", "a/../../x.jpg", "/etc/x.jpg", "..\\x.jpg", "C:/x.jpg"])
+def test_a_zip_entry_that_climbs_out_is_refused(tmp_path, member):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr(member, jpeg())
+    with pytest.raises(UserError, match="climbs out"):
+        common.index_files(str(tmp_path))
+
+
+def test_read_bytes_notices_a_zip_that_was_replaced(tmp_path):
+    for age, content in enumerate((b"first", b"second")):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+            archive.writestr("x", content)
+        os.utime(tmp_path / "a.zip", (age, age))
+        assert common.read_bytes(f"{tmp_path}/a.zip::x") == content
+
+
+@pytest.mark.parametrize(
+    "content, reason",
+    [
+        (jpeg(), None),
+        (b"", "zero bytes"),
+        (jpeg()[:-200], "damaged image"),
+        (b"\n<!DOCTYPE html><title>404</title>", "web page"),
+        (b"%PDF-1.4 a report", "not an image"),
+        (b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + b"IHDR", "image"),
+    ],
+)
+def test_image_content_problem(content, reason):
+    found = common.image_content_problem(content)
+    assert found is None if reason is None else reason in found
+
+
+def test_find_problems_lists_files_and_zip_entries(tmp_path):
+    (tmp_path / "good.jpg").write_bytes(jpeg())
+    (tmp_path / "zero.jpg").write_bytes(b"")
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("good.jpg", jpeg(1))
+        archive.writestr("bad.jpg", jpeg(2))
+        offset = archive.getinfo("bad.jpg").header_offset
+    content = bytearray((tmp_path / "a.zip").read_bytes())
+    content[offset + 60 : offset + 200] = bytes(140)
+    (tmp_path / "a.zip").write_bytes(content)
+    names = ["good.jpg", "zero.jpg", "gone.jpg", "a.zip::good.jpg", "a.zip::bad.jpg", "a.zip::gone.jpg"]
+    problems = common.find_problems([f"{tmp_path}/{name}" for name in names], "checking")
+    assert list(problems) == [f"{tmp_path}/{name}" for name in ("zero.jpg", "gone.jpg", *names[4:])]
+    assert problems[f"{tmp_path}/zero.jpg"] == "zero bytes"
+    assert all("cannot be read" in problems[f"{tmp_path}/{name}"] for name in ("gone.jpg", *names[4:]))
+
+
+def test_content_hash_changes_with_a_file_in_place_only(tmp_path):
+    path = tmp_path / "x"
+    path.write_bytes(b"one")
+    before = common.content_hash(str(tmp_path))
+    assert common.content_hash(str(tmp_path)) == before
+    path.write_bytes(b"two")
+    os.utime(path, ns=(1, 1))
+    assert common.content_hash(str(tmp_path)) != before
+    (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
+    common.content_hash(str(tmp_path))
+
+
+# --- errors ----------------------------------------------------------------------------------------------------------
+
+
+def wrapped(cause: Exception):
+    def main():
+        try:
+            raise cause
+        except Exception as error:
+            raise RuntimeError("while generating") from error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    "error, words",
+    [
+        (UserError("t.csv, line 3: age 'abc'"), ["t.csv, line 3: age 'abc'"]),
+        (OSError(errno.ENOSPC, "No space left on device", "/out/x"), ["/out/x: No space left", "free some space"]),
+        (OSError(errno.EROFS, "Read-only file system", "/out"), ["/out: Read-only", "written to"]),
+        (RuntimeError('Traceback (most recent call last):\n  ...\nOSError: [Errno 28] No space left\n'), ["No space"]),
+    ],
+)
+def test_run_command_ends_in_one_line_and_code_2(capsys, error, words):
+    with pytest.raises(SystemExit) as ended:
+        common.run_command(wrapped(error))
+    printed = capsys.readouterr().err
+    assert ended.value.code == 2
+    assert printed.startswith("error: ") and printed.count("\n") == 1
+    assert all(word in printed for word in words)
+
+
+def test_run_command_hides_no_fault_of_its_own():
+    with pytest.raises(RuntimeError):
+        common.run_command(wrapped(ValueError("a bug")))
+
+
+def test_the_module_stands_on_little():
+    """Importing a builder must not pull in torch or the library above it."""
+    code = "import sys, dataset_scripts.ham10000; print([m for m in ('torchvision', 'timm') if m in sys.modules])"
+    environment = {**os.environ, "USE_TORCH": "0"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout.strip() == "[]"

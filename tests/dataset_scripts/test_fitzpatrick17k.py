@@ -1,0 +1,560 @@
+"""Fitzpatrick17k from small raw folders of drawn images, and the counts of the real annotations."""
+
+import hashlib
+import http.server
+import io
+import os
+import re
+import subprocess
+import sys
+import threading
+import zipfile
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pandas as pd
+import PIL.Image
+import PIL.ImageFilter
+import pytest
+
+from dataset_scripts.common import UserError
+from dataset_scripts.fitzpatrick17k import (
+    CONFIGURATIONS,
+    DIAGNOSES,
+    Fitzpatrick17k,
+    annotations_table,
+    coverage_by,
+    download_images,
+    read_annotations,
+    source_of,
+)
+
+HEADER = "md5hash,fitzpatrick_scale,fitzpatrick_centaur,label,nine_partition_label,three_partition_label,qc,url"
+MELANOMA = ("melanoma", "malignant melanoma", "malignant")
+NEVUS = ("halo nevus", "benign melanocyte", "benign")
+CARCINOMA = ("basal cell carcinoma", "malignant epidermal", "malignant")
+ACNE = ("acne", "inflammatory", "non-neoplastic")
+ATLAS = "https://www.dermaamin.com/site/images/clinical-pic"
+
+
+def photograph(seed: int) -> PIL.Image.Image:
+    pixels = np.random.default_rng(seed).uniform(0, 255, (30, 40, 3)).astype(np.uint8)
+    return PIL.Image.fromarray(pixels).resize((200, 150), PIL.Image.Resampling.BICUBIC)
+
+
+def as_jpeg(image: PIL.Image.Image, quality: int = 90) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=quality)
+    return buffer.getvalue()
+
+
+def md5_of(content: bytes) -> str:
+    return hashlib.md5(content).hexdigest()
+
+
+class Raw:
+    """A raw folder: annotation rows, and image files named by their MD5."""
+
+    def __init__(self, folder: Path):
+        self.folder, self.rows, self.contents = folder, [], {}
+        (folder / "images").mkdir(parents=True)
+
+    def add(self, content: bytes, labels=NEVUS, scale="2", qc="", url=f"{ATLAS}/x/1.jpg", write=True) -> str:
+        name = md5_of(content)
+        self.contents[name] = content
+        self.rows.append([name, scale, scale, *labels, qc, url])
+        if write:
+            (self.folder / "images" / f"{name}.jpg").write_bytes(content)
+        return name
+
+    def path(self, name: str) -> Path:
+        return self.folder / "images" / f"{name}.jpg"
+
+    def annotate(self) -> "Raw":
+        lines = [HEADER, *(",".join(row) for row in self.rows)]
+        (self.folder / "fitzpatrick17k.csv").write_text("\n".join(lines) + "\n")
+        return self
+
+
+@pytest.fixture
+def raw(tmp_path) -> Raw:
+    """30 melanomas and nevi, 6 carcinomas and 6 of acne, all there, over all skin types and both atlases."""
+    raw = Raw(tmp_path / "raw")
+    labels = [MELANOMA] * 15 + [NEVUS] * 15 + [CARCINOMA] * 6 + [ACNE] * 6
+    for seed, label in enumerate(labels):
+        scale = ["1", "2", "3", "4", "5", "6", "-1"][seed % 7]
+        url = f"{ATLAS}/{seed}.jpg" if seed % 3 else f"http://atlasdermatologico.com.br/img?imageId={seed}"
+        raw.add(as_jpeg(photograph(seed)), label, scale, url=url)
+    return raw.annotate()
+
+
+def prepare(raw: Raw, name: str = "all", **options) -> tuple[datasets.DatasetDict, Fitzpatrick17k]:
+    builder = Fitzpatrick17k(name, data_dir=str(raw.folder), cache_dir=str(raw.folder.parent / "cache"), **options)
+    builder.download_and_prepare()
+    return builder.as_dataset(), builder
+
+
+def column(prepared: datasets.DatasetDict, name: str) -> dict:
+    """{image_id: value} over all splits."""
+    return {
+        image_id: value
+        for split in prepared.values()
+        for image_id, value in zip(split["image_id"], split[name], strict=True)
+    }
+
+
+def skipped(builder: Fitzpatrick17k) -> dict:
+    table = pd.read_csv(os.path.join(builder.cache_dir, "skipped.csv"), keep_default_na=False)
+    return dict(zip(table["image_id"], table["reason"], strict=True))
+
+
+# --- the real annotations --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def published(real_data) -> pd.DataFrame:
+    path = real_data / "fitzpatrick17k" / "fitzpatrick17k.csv"
+    if not path.is_file():
+        pytest.skip(f"needs {path}")
+    return read_annotations(str(path))
+
+
+def test_published_counts(published):
+    assert len(published) == 16577
+    assert sorted(set(published["diagnosis"])) == DIAGNOSES and len(DIAGNOSES) == 114
+    counts = {"I": 2947, "II": 4808, "III": 3308, "IV": 2781, "V": 1533, "VI": 635, "unknown": 565}
+    assert published["fitzpatrick"].value_counts().to_dict() == counts
+    assert published["source"].value_counts().to_dict() == {
+        "dermaamin": 12631,
+        "atlasdermatologico": 3905,
+        "unknown": 41,
+    }
+
+
+def test_published_melanomas_less_the_wrong_ones(published):
+    assert (published["nine_partition_label"] == "malignant melanoma").sum() == 573
+    assert published["melanoma"].value_counts().to_dict() == {"benign": 15987, "melanoma": 565, "": 25}
+    reasons = published["excluded"].value_counts().to_dict()
+    assert reasons.pop("") == 16552
+    assert sorted(reasons.values()) == [8, 17]
+    assert ((published["excluded"] == "") == (published["melanoma"] != "")).all()
+
+
+def test_published_configurations(published):
+    rows = {name: published[chosen(published)] for name, (_, chosen) in CONFIGURATIONS.items()}
+    assert {name: len(part) for name, part in rows.items()} == {"original": 975, "neoplastic": 4497, "all": 16577}
+    assert {name: (part["excluded"] == "").sum() for name, part in rows.items()} == {
+        "original": 966,
+        "neoplastic": 4484,
+        "all": 16552,
+    }
+    for name, part in rows.items():
+        numbers = [
+            int(number.replace(",", "")) for number in re.findall(r"[\d,]+(?= annotated)", CONFIGURATIONS[name][0])
+        ]
+        assert numbers == [len(part)], "the description states what is there"
+
+
+def test_the_publishable_table_has_no_image(published):
+    manifest = pd.DataFrame({"image_id": [published["image_id"][5]], "lesion_id": ["x"], "split": ["test"]})
+    table = annotations_table(published, manifest)
+    assert len(table) == 16577 and "image" not in table.columns
+    assert table["split"].value_counts().to_dict() == {"": 16576, "test": 1}
+    assert table.loc[5, ["lesion_id", "split"]].to_list() == ["x", "test"]
+    assert table.map(lambda cell: isinstance(cell, str)).all(axis=None)
+
+
+# --- the builder -----------------------------------------------------------------------------------------------------
+
+
+def test_records(raw):
+    prepared, builder = prepare(raw)
+    rows = pd.DataFrame(raw.rows, columns=HEADER.split(",")).set_index("md5hash")
+    assert set(prepared) == {"train", "validation", "test"}
+    features = prepared["train"].features
+    assert column(prepared, "diagnosis").keys() == set(rows.index)
+    for split in prepared.values():
+        for record in split:
+            row = rows.loc[record["image_id"]]
+            assert features["diagnosis"].int2str(record["diagnosis"]) == row["label"]
+            assert record["melanoma"] == (row["nine_partition_label"] == "malignant melanoma")
+            type_name = features["fitzpatrick"].int2str(record["fitzpatrick"])
+            assert (
+                type_name
+                == dict(zip("123456-", ["I", "II", "III", "IV", "V", "VI", "unknown"]))[row["fitzpatrick_scale"][0]]
+            )
+            assert record["source"] == ("dermaamin" if "dermaamin" in row["url"] else "atlasdermatologico")
+            assert (record["age"], record["localization"], record["mask"]) == (None, "unknown", None)
+            assert features["sex"].int2str(record["sex"]) == "unknown"
+            assert record["lesion_id"] == record["image_id"]
+            assert record["image"].size == (200, 150)
+    raw_bytes = prepared["test"].cast_column("image", datasets.Image(decode=False))
+    assert all(md5_of(record["image"]["bytes"]) == record["image_id"] for record in raw_bytes)
+
+
+@pytest.mark.parametrize(("name", "count"), [("original", 30), ("neoplastic", 36), ("all", 42), (None, 30)])
+def test_configurations(raw, name, count):
+    prepared, builder = prepare(raw, name)
+    assert len(column(prepared, "image_id")) == count
+    assert builder.config.name == name or "original"
+
+
+def test_an_unknown_configuration_names_the_known_ones(raw):
+    with pytest.raises(ValueError, match="original.*neoplastic.*all"):
+        Fitzpatrick17k("nonsense", data_dir=str(raw.folder))
+
+
+def test_rows_known_to_be_wrong_are_left_out_and_listed_but_not_held_against_the_folder(raw):
+    lymphoma_url = f"{ATLAS}/m/malignant-lymphoma/malignant-lymphoma7.jpg"
+    lymphoma = [raw.add(as_jpeg(photograph(100 + i)), MELANOMA, url=lymphoma_url) for i in range(8)]
+    honest = raw.add(
+        as_jpeg(photograph(120)), ("mycosis fungoides", "malignant cutaneous lymphoma", "malignant"), url=lymphoma_url
+    )
+    wrong = [raw.add(as_jpeg(photograph(130 + i)), NEVUS, qc="3 Wrongly labelled") for i in range(3)]
+    good = raw.add(as_jpeg(photograph(140)), MELANOMA, qc="1 Diagnostic")
+    raw.annotate()
+    prepared, builder = prepare(raw, max_skipped_share=0.0)
+    melanoma = column(prepared, "melanoma")
+    assert not set(lymphoma + wrong) & set(melanoma)
+    assert melanoma[honest] == 0 and melanoma[good] == 1
+    reasons = skipped(builder)
+    assert set(reasons) == set(lymphoma + wrong)
+    assert "lymphoma" in reasons[lymphoma[0]] and "Wrongly labelled" in reasons[wrong[0]]
+
+
+def test_images_in_a_zip_below_some_folder(raw):
+    with zipfile.ZipFile(raw.folder / "images.zip", "w") as archive:
+        for number, (name, content) in enumerate(raw.contents.items()):
+            archive.writestr(f"data/finalfitz17k/{number % 3}/{name}.jpg", content)
+            archive.writestr(f"__MACOSX/data/._{name}.jpg", b"fork")
+            raw.path(name).unlink()
+    prepared, builder = prepare(raw)
+    assert column(prepared, "image_id").keys() == raw.contents.keys()
+    assert skipped(builder) == {}
+
+
+def test_missing_images_are_coverage_and_not_a_fault(raw, capsys):
+    gone = [row[0] for row in raw.rows if "atlasdermatologico" in row[-1]]
+    for name in gone:
+        raw.path(name).unlink()
+    prepared, builder = prepare(raw, max_skipped_share=0.0)
+    assert column(prepared, "image_id").keys() == raw.contents.keys() - set(gone)
+    assert skipped(builder) == {}
+    printed = capsys.readouterr().out
+    assert f"coverage: {42 - len(gone)} of 42 images" in printed
+    assert f"host atlasdermatologico: 0 of {len(gone)} (0%)" in printed
+    stored = pd.read_csv(os.path.join(builder.cache_dir, "coverage.csv"))
+    assert list(stored.columns) == ["fitzpatrick", "diagnosis", "rows", "images", "share"]
+    for row in stored.itertuples():
+        scale = {"I": "1", "II": "2", "III": "3", "IV": "4", "V": "5", "VI": "6", "unknown": "-1"}[row.fitzpatrick]
+        expected = [name for name, s, _, label, *_ in raw.rows if (s, label) == (scale, row.diagnosis)]
+        had = [name for name in expected if name not in gone]
+        assert (row.rows, row.images) == (len(expected), len(had))
+        assert row.share == pytest.approx(len(had) / len(expected), abs=1e-4)
+        assert f"label {row.diagnosis}: " in printed and f"skin type {row.fitzpatrick}: " in printed
+    assert stored["rows"].sum() == 42
+    assert coverage_by(builder.coverage, ["source"])["images"].tolist() == [0, 42 - len(gone)]
+
+
+def test_a_folder_without_images_says_how_to_get_them(raw):
+    for name in raw.contents:
+        raw.path(name).unlink()
+    with pytest.raises(UserError, match="not one of the 42 images.*--download"):
+        prepare(raw)
+
+
+def test_damaged_images_are_skipped_and_listed(raw):
+    """Twelve files that are no good in six ways; their rows alone are lost."""
+    names = list(raw.contents)
+    damages = [
+        lambda content: b"",
+        lambda content: content[: len(content) // 2],
+        lambda content: b"<!DOCTYPE html><html>not found</html>",
+        lambda content: b"GIF89a nonsense",
+        lambda content: as_jpeg(PIL.Image.open(io.BytesIO(content)), 50),
+        lambda content: content + b"\0",
+    ]
+    for number, name in enumerate(names[:12]):
+        raw.path(name).write_bytes(damages[number // 2](raw.contents[name]))
+    with pytest.raises(UserError, match="12 of 42 images cannot be used.*zero bytes"):
+        prepare(raw)
+    prepared, builder = prepare(raw, max_skipped_share=0.3)
+    assert column(prepared, "image_id").keys() == set(names[12:])
+    reasons = skipped(builder)
+    assert list(reasons) == [name for name in names[:12]]
+    expected = ["zero bytes", "damaged image", "web page", "not an image", "modified: its md5 is", "modified"]
+    assert all(expected[i // 2] in reasons[name] for i, name in enumerate(names[:12]))
+    assert builder.coverage["had"].sum() == 30
+
+    prepared, builder = prepare(raw, max_skipped_share=0.3, allow_modified_images=True)
+    assert column(prepared, "image_id").keys() == set(names[8:])
+    assert builder.modified == 4
+
+
+def test_of_two_files_of_an_image_the_good_one_counts(raw):
+    name = next(iter(raw.contents))
+    (raw.folder / "a").mkdir()
+    (raw.folder / "a" / f"{name}.jpg").write_bytes(b"broken")
+    prepared, builder = prepare(raw)
+    assert name in column(prepared, "image_id") and skipped(builder) == {}
+
+
+def test_changed_data_are_not_served_from_a_stale_cache(raw):
+    prepare(raw)
+    new = raw.add(as_jpeg(photograph(500)))
+    raw.annotate()
+    assert new in column(prepare(raw)[0], "image_id")
+    listed = raw.folder.parent / "duplicates.csv"
+    first, second, third = list(raw.contents)[:3]
+    for pair in ((first, second), (first, third)):
+        listed.write_text("\n".join(["a,b", ",".join(pair)]))
+        lesions = column(prepare(raw, duplicates=str(listed))[0], "lesion_id")
+        assert lesions[pair[0]] == lesions[pair[1]] == min(pair)
+
+
+# --- duplicates ------------------------------------------------------------------------------------------------------
+
+
+def test_planted_duplicates_share_a_lesion_and_a_split(raw, capsys):
+    groups = []
+    for seed in range(12):
+        image = photograph(200 + seed)
+        copies = [
+            image,
+            image.resize((100, 75)),
+            image.transpose(PIL.Image.Transpose.FLIP_LEFT_RIGHT),
+            image.crop((3, 2, 197, 148)),
+        ][: 2 + seed % 3]
+        scale = str(1 + seed % 6)
+        groups.append([raw.add(as_jpeg(copy, 60 + 10 * i), NEVUS, scale) for i, copy in enumerate(copies)])
+    raw.annotate()
+    prepared, builder = prepare(raw)
+    lesions = column(prepared, "lesion_id")
+    for group in groups:
+        assert {lesions[name] for name in group} == {min(group)}
+    assert len(set(lesions.values())) == 42 + len(groups), "and nothing else is joined"
+    split_of = {name: split for split in prepared for name in prepared[split]["image_id"]}
+    assert all(len({split_of[name] for name in group}) == 1 for group in groups)
+    clusters = pd.read_csv(os.path.join(builder.cache_dir, "duplicate_clusters.csv"))
+    assert sorted(clusters["images"], reverse=True) == clusters["images"].tolist() == [4] * 4 + [3] * 4 + [2] * 4
+    assert {frozenset(ids.split()) for ids in clusters["image_ids"]} == {frozenset(group) for group in groups}
+    assert "12 duplicate clusters, 36 images in them\n  4 images: halo nevus" in capsys.readouterr().out
+
+
+def test_a_given_list_replaces_the_hash(raw, tmp_path):
+    names = sorted(raw.contents)
+    twin = raw.add(as_jpeg(photograph(0), 50))
+    raw.annotate()
+    listed = tmp_path / "list.csv"
+    listed.write_text("md5hash,cluster\n" + "".join(f"{name},{i // 3}\n" for i, name in enumerate(names[:6])))
+    prepared, builder = prepare(raw, duplicates=str(listed))
+    lesions = column(prepared, "lesion_id")
+    assert [lesions[name] for name in names[:6]] == [names[0]] * 3 + [names[3]] * 3
+    assert lesions[twin] == twin, "the list is taken at its word"
+    listed.write_text(f"a,b\n{names[0]},{'0' * 32}\n")
+    with pytest.raises(UserError, match="line 2"):
+        prepare(raw, duplicates=str(listed))
+    with pytest.raises(UserError, match="none.csv: no such file"):
+        prepare(raw, duplicates="none.csv")
+
+
+# --- bad annotations -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("position", "value", "message"),
+    [
+        (0, "not-a-hash", "line 3: md5hash 'not-a-hash' is not 32 hexadecimal digits"),
+        (0, "../../../../../../../etc/passwd..", "line 3: md5hash"),
+        (1, "7", r"line 3: fitzpatrick_scale '7' is not one of 1, 2.* \(1 such\)"),
+        (1, "", "line 3: fitzpatrick_scale ''"),
+        (3, "halo naevus", "line 3: label 'halo naevus' is not one of the 114 labels"),
+        (4, "melanoma", "line 3: nine_partition_label 'melanoma'"),
+        (5, "unsure", "line 3: three_partition_label 'unsure' is not one of benign, malignant, non-neoplastic"),
+    ],
+)
+def test_a_bad_cell_is_named_by_its_line(raw, position, value, message):
+    raw.rows[1][position] = value
+    raw.annotate()
+    with pytest.raises(UserError, match=message):
+        prepare(raw)
+
+
+def test_bad_tables(raw):
+    path = raw.folder / "fitzpatrick17k.csv"
+    raw.rows.append(raw.rows[0])
+    raw.annotate()
+    with pytest.raises(UserError, match=f"{raw.rows[0][0]} stands more than once"):
+        prepare(raw)
+    path.write_text(path.read_text().replace("three_partition_label", "three"))
+    with pytest.raises(UserError, match="no column three_partition_label"):
+        prepare(raw)
+    path.write_text("<!DOCTYPE html>\n<html><body>a,b,c</body></html>\n")
+    with pytest.raises(UserError, match="fitzpatrick17k.csv: "):
+        prepare(raw)
+    path.unlink()
+    with pytest.raises(UserError, match="no such file\nget fitzpatrick17k.csv from https://github.com"):
+        prepare(raw)
+    with pytest.raises(UserError, match="no such folder|no such file"):
+        builder = Fitzpatrick17k(data_dir=str(raw.folder / "nowhere"), cache_dir=str(raw.folder.parent / "cache"))
+        builder.download_and_prepare()
+
+
+def test_source_is_the_atlas():
+    assert source_of("http://atlasdermatologico.com.br/img?imageId=1") == "atlasdermatologico"
+    assert source_of("https://www.dermaamin.com/x.jpg") == "dermaamin"
+    assert source_of("") == source_of("nonsense") == "unknown"
+
+
+# --- download --------------------------------------------------------------------------------------------------------
+
+
+class Atlas(http.server.BaseHTTPRequestHandler):
+    """Serves `server.contents` by path; drops the first connection to each path in `server.drops`."""
+
+    def log_message(self, *args):
+        pass
+
+    def do_GET(self):
+        server = self.server
+        server.requests.append(self.path)
+        content = server.contents.get(self.path)
+        if content is None:
+            return self.send_error(404)
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        dropped = self.path in server.drops
+        server.drops.discard(self.path)
+        self.wfile.write(content[: len(content) // 2] if dropped else content)
+
+
+@pytest.fixture
+def atlas():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Atlas) as server:
+        server.contents, server.drops, server.requests = {}, set(), []
+        server.url = f"http://127.0.0.1:{server.server_port}"
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+DEAD = "http://127.0.0.1:9"  # the discard port: nothing listens
+FAST = {"requests_per_second": 1000.0, "give_up_after": 3, "attempts": 2, "first_wait": 0.01}
+
+
+@pytest.fixture
+def remote(tmp_path, atlas) -> Raw:
+    """Nothing on disk; of the live host's eight, one drops once, one is gone, one is a page, one was edited."""
+    raw = Raw(tmp_path / "raw")
+    for seed in range(5):
+        raw.add(as_jpeg(photograph(seed)), MELANOMA, url=f"{DEAD}/{seed}.jpg", write=False)
+    names = [
+        raw.add(as_jpeg(photograph(10 + seed)), NEVUS, url=f"{atlas.url}/{seed}.jpg", write=False) for seed in range(8)
+    ]
+    raw.add(as_jpeg(photograph(30)), NEVUS, url="", write=False)
+    atlas.contents = {f"/{seed}.jpg": raw.contents[name] for seed, name in enumerate(names)}
+    atlas.drops.add("/0.jpg")
+    del atlas.contents["/1.jpg"]
+    atlas.contents["/2.jpg"] = b"<html>This atlas has moved</html>"
+    atlas.contents["/3.jpg"] = as_jpeg(photograph(13), 40)
+    return raw.annotate()
+
+
+def test_download(remote, atlas, capsys):
+    annotations = read_annotations(str(remote.folder / "fitzpatrick17k.csv"))
+    names = list(remote.contents)
+    failures = download_images(annotations, str(remote.folder), **FAST)
+    had = {path.stem for path in (remote.folder / "images").iterdir()}
+    assert had == {names[5], *names[9:13]}
+    assert all(remote.path(name).read_bytes() == remote.contents[name] for name in had)
+    assert "127.0.0.1:9: no answer 3 times in a row" in capsys.readouterr().err
+    stored = pd.read_csv(remote.folder / "download_failures.csv", keep_default_na=False)
+    assert stored.equals(failures)
+    reasons = dict(zip(stored["image_id"], stored["reason"], strict=True))
+    assert reasons.keys() == set(names) - had
+    expected = {0: "no answer", 4: "given up", 6: "404", 7: "web page", 8: "modified", 13: "no URL"}
+    assert all(text in reasons[names[number]] for number, text in expected.items())
+
+    # What is whole is kept; what is not is fetched again, and no more than that.
+    remote.path(names[5]).write_bytes(b"cut off")
+    atlas.requests.clear()
+    download_images(annotations, str(remote.folder), allow_modified=True, **FAST)
+    assert set(atlas.requests) == {"/0.jpg", "/1.jpg", "/2.jpg", "/3.jpg"}
+    assert {path.stem for path in (remote.folder / "images").iterdir()} == had | {names[8]}
+
+
+def test_an_interrupted_download_keeps_its_images_and_its_list(remote, atlas, monkeypatch):
+    annotations = read_annotations(str(remote.folder / "fitzpatrick17k.csv"))
+    from dataset_scripts import fitzpatrick17k
+
+    whole = fitzpatrick17k._write_whole
+
+    def interrupt(path, content):
+        whole(path, content)
+        if path.endswith(f"{list(remote.contents)[9]}.jpg"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(fitzpatrick17k, "_write_whole", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        download_images(annotations, str(remote.folder), **FAST)
+    assert len(list((remote.folder / "images").iterdir())) == 2
+    assert len(pd.read_csv(remote.folder / "download_failures.csv")) == 1 + 5 + 3
+
+
+# --- the command -----------------------------------------------------------------------------------------------------
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "dataset_scripts.fitzpatrick17k", *map(str, arguments)]
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+
+
+def test_the_command_prepares_a_folder_that_load_dataset_reads(raw, tmp_path):
+    twin = raw.add(as_jpeg(photograph(20), 50), NEVUS, "-1")
+    raw.add(as_jpeg(photograph(99)), MELANOMA, "6", write=False)
+    raw.annotate()
+    raw.path(twin).write_bytes(as_jpeg(photograph(20), 55))
+    output = tmp_path / "prepared"
+    flags = ["--data_dir", raw.folder, "--output_dir", output, "--config_name", "neoplastic"]
+    finished = run(*flags, "--allow_modified_images")
+    assert finished.returncode == 0, finished.stderr
+    assert "coverage: 37 of 38 images" in finished.stdout and "1 duplicate clusters, 2 images" in finished.stdout
+    prepared = datasets.load_dataset(str(output), cache_dir=str(tmp_path / "cache"))
+    assert len(column(prepared, "image_id")) == 37
+    assert sorted(path.name for path in output.glob("*.csv")) == [
+        "coverage.csv",
+        "duplicate_clusters.csv",
+        "skipped.csv",
+        "split_manifest.csv",
+    ]
+    card = (output / "README.md").read_text()
+    for text in (
+        "do not upload",
+        "cc-by-nc-sa-3.0",
+        "Configuration `neoplastic`",
+        "**1 images are modified**",
+        "| skin type | VI |",
+        "| label | halo nevus | 16 | 16 | 100.0% |",
+        "| target | melanoma | 16 | 15 | 93.8% |",
+        "groh2021",
+        "abhishek2025",
+    ):
+        assert text in card, text
+
+    again = run(*flags)
+    assert again.returncode == 2 and again.stderr.count("\n") <= 2 and "--overwrite_output_dir" in again.stderr
+    finished = run(*flags, "--overwrite_output_dir", "--config_name", "original", "--max_skipped_share", "0.5")
+    assert finished.returncode == 0, finished.stderr
+    assert "modified" not in (output / "README.md").read_text()
+
+
+def test_the_command_ends_in_two_lines_when_something_is_wrong(raw, tmp_path):
+    raw.rows[3][3] = "nonsense"
+    raw.annotate()
+    finished = run("--data_dir", raw.folder, "--output_dir", tmp_path / "prepared")
+    assert finished.returncode == 2
+    assert "Traceback" not in finished.stderr and "line 5: label 'nonsense'" in finished.stderr
+    assert not (tmp_path / "prepared").exists()
