@@ -6,6 +6,7 @@
 Everything that the run leaves in --output_dir is described in the README.
 """
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +33,7 @@ from melanoma_fair_xai.classifier.predict import melanoma_scores, predict_logits
 from melanoma_fair_xai.classifier.report import operating_metrics, plot_roc, plot_training
 from melanoma_fair_xai.classifier.training import ClassifierTraining, Task
 from melanoma_fair_xai.data.cache import decode_once
-from melanoma_fair_xai.data.loading import ColumnNames, Records, load_records
+from melanoma_fair_xai.data.loading import UNUSABLE, ColumnNames, Records, load_records
 from melanoma_fair_xai.data.targets import TARGETS, Target, apply_target
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
@@ -122,7 +123,7 @@ class TrainingArguments:
         default="youden", metadata={"help": "youden, sensitivity=X or specificity=X; chosen on validation."}
     )
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = field(
-        default="auto", metadata={"help": "auto: bf16 where the hardware computes in it, else no."}
+        default="auto", metadata={"help": "auto: as accelerate is configured, else bf16 if the hardware has it."}
     )
     dataloader_num_workers: int = field(default=0, metadata={"help": "0 is fastest: the cache needs no decoding."})
     checkpointing_steps: int | None = field(default=None, metadata={"help": "Default: once an epoch."})
@@ -152,9 +153,11 @@ def main() -> None:
 
 
 def resolve_precision(requested: str) -> str:
-    """`auto` becomes bf16 where the hardware computes in it; elsewhere bf16 is emulated and slower than fp32."""
+    """`auto`: what `accelerate launch` or its configuration names, else bf16 where the hardware does not emulate it."""
     if requested != "auto":
         return requested
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+        return os.environ["ACCELERATE_MIXED_PRECISION"]
     if torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
     return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
@@ -194,7 +197,7 @@ def train_and_evaluate(
     if accelerator.is_main_process:
         info = operating_point(task, logits, training.threshold_rule, describe(data, model_args))
         export_classifier(network, folder, info)
-        plot_training(run.progress.history, folder / "figures" / "training.png", title(data, model_args))
+        plot_training(run.progress.history, folder / "figures" / "training.png", title(task.records, data, model_args))
     accelerator.wait_for_everyone()
     accelerator.end_training()
     # What is scored is what was exported, so that scores and threshold hold for whoever loads it.
@@ -250,7 +253,7 @@ def make_task(
         cache = decode_once(records.images, data_config, show_progress=accelerator.is_local_main_process)
     records = records.without(cache.problems, data.max_skipped_share)
     if accelerator.is_main_process:
-        write_manifest(records.table, str(folder / MANIFEST_NAME))
+        write_manifest(records.table[records.table["split"] != UNUSABLE], str(folder / MANIFEST_NAME))
         with atomic_path(folder / SKIPPED_NAME) as path:
             records.skipped.to_csv(path, index=False)
     task = Task(records, target, labels, cache.pixels, data_config)
@@ -328,8 +331,8 @@ def report(
     write_json(
         folder / "metrics.json", {"threshold": info.threshold, "threshold_rule": info.threshold_rule, "splits": values}
     )
-    plot_roc(predictions, folder / "figures" / "roc.png", title(data, model_args))
-    print(summary(folder, values, info, data))
+    plot_roc(predictions, folder / "figures" / "roc.png", title(task.records, data, model_args))
+    print(summary(folder, values, info, task.records))
 
 
 def describe(data: DataArguments, model_args: ModelArguments) -> dict[str, Any]:
@@ -343,12 +346,12 @@ def describe(data: DataArguments, model_args: ModelArguments) -> dict[str, Any]:
     }
 
 
-def title(data: DataArguments, model_args: ModelArguments) -> str:
-    name = "phantom data, no patients" if data.dataset_name == "phantom" else data.dataset_name
-    return f"{Path(model_args.model_name_or_path).name}: {data.target.replace('_', ' ')} ({name})"
+def title(records: Records, data: DataArguments, model_args: ModelArguments) -> str:
+    name = "phantom data, no patients" if records.are_phantoms else data.dataset_name
+    return f"{Path(model_args.model_name_or_path).name}, {data.target.replace('_', ' ')}\n({name})"
 
 
-def summary(folder: Path, values: dict[str, dict], info: ClassifierInfo, data: DataArguments) -> str:
+def summary(folder: Path, values: dict[str, dict], info: ClassifierInfo, records: Records) -> str:
     """What the run prints last."""
     lines = [
         f"{'split':<12}{'images':>8}{'lesions':>9}{'melanomas':>11}{'AUC':>8}{'sensitivity':>13}{'specificity':>13}"
@@ -365,7 +368,7 @@ def summary(folder: Path, values: dict[str, dict], info: ClassifierInfo, data: D
     ]
     if (folder / "config.json").is_file():
         lines.append(f'model:   {folder}  (timm.create_model("local-dir:{folder}", pretrained=True))')
-    if data.dataset_name == "phantom":
+    if records.are_phantoms:
         lines += [
             "These are phantoms, drawn lesions: the figures say nothing about patients. Next, on real data:",
             "  accelerate launch train_classifier.py --dataset_name ham10000 --data_dir HAM10000_FOLDER \\",

@@ -80,7 +80,7 @@ class LesionBuilder(datasets.GeneratorBasedBuilder):
         own = (records["split"] == "").to_numpy()
         rows = records[own]
         strata = lesion_strata(rows["lesion_id"], *(rows[name] for name in self.stratify_by))
-        split = records["split"].to_numpy(dtype=object)
+        split = records["split"].to_numpy(dtype=object, copy=True)
         split[own] = fold_split(assign_folds(rows["lesion_id"], strata, seed=self.config.seed))
         records = records.assign(split=split)
         check_disjoint(records["lesion_id"], records["split"], self.name)
@@ -188,6 +188,8 @@ def prepare_parquet(
             os.replace(output_dir, previous)
         os.replace(partial, output_dir)
     except BaseException:
+        if os.path.isdir(previous) and not os.path.isdir(output_dir):
+            os.rename(previous, output_dir)
         shutil.rmtree(partial, ignore_errors=True)
         raise
     shutil.rmtree(previous, ignore_errors=True)
@@ -198,7 +200,7 @@ def _fill(
 ) -> None:
     built = os.path.join(folder, "built")
     builder.download_and_prepare(built, file_format="parquet", num_proc=num_proc)
-    shards = {name: sorted(glob.glob(f"{glob.escape(built)}/*-{name}*.parquet")) for name in builder.info.splits}
+    shards = {name: _shards(built, f"{builder.dataset_name}-{name}") for name in builder.info.splits}
     digest = hashlib.sha256()
     for path in sum(shards.values(), []):
         with open(path, "rb") as file:
@@ -219,6 +221,12 @@ def _fill(
     text = card_text(builder) if callable(card_text) else card_text
     with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as file:
         file.write(_card(builder, {name: f"{data}/{name}-*.parquet" for name in shards}, text))
+
+
+def _shards(folder: str, prefix: str) -> list[str]:
+    """The Parquet files of one split as `datasets` names them: prefix.parquet, or prefix-00000-of-00002.parquet ..."""
+    pattern = re.compile(re.escape(prefix) + r"(-\d+-of-\d+)?\.parquet")
+    return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if pattern.fullmatch(name)]
 
 
 # --- the card --------------------------------------------------------------------------------------------------------

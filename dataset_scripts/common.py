@@ -8,6 +8,7 @@ no others: a script must import something from each of the three.
 
 import collections
 import concurrent.futures
+import csv
 import errno
 import functools
 import hashlib
@@ -21,7 +22,6 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import datasets
-import numpy as np
 import pandas as pd
 import PIL.Image
 import tqdm.auto
@@ -78,7 +78,8 @@ def _explain(error: BaseException | None) -> str | None:
         remote = re.search(r"\[Errno (\d+)\] ([^\n:]*)", str(error)) if "Traceback (most" in str(error) else None
         if remote and int(remote[1]) in _ADVICE:
             return f"writing: {remote[2]}; {_ADVICE[int(remote[1])]}"
-        error = error.__cause__  # `datasets` wraps what happens while it generates
+        # `datasets` wraps what happens while it generates, and a full disk makes its closing of the file fail, too.
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
     return None
 
 
@@ -115,33 +116,25 @@ def read_table(reference: str, required: Iterable[str] = ()) -> pd.DataFrame:
     row of the wrong length, or lacks a required column.
     """
     try:
-        content = read_bytes(reference)
+        text = read_bytes(reference).decode("utf-8-sig")
     except READ_ERRORS as error:
         raise UserError(f"{reference}: cannot be read ({read_problem(error)})") from None
-    separator = "\t" if b"\t" in content.partition(b"\n")[0] else ","
+    except UnicodeDecodeError:
+        raise UserError(f"{reference}: not a CSV table in UTF-8; download it again") from None
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
     try:
-        # index_col: without it, pandas takes the first column of a table whose rows are too long for an index
-        frame = pd.read_csv(
-            io.BytesIO(content),
-            sep=separator,
-            index_col=False,
-            dtype=str,
-            keep_default_na=False,
-            skip_blank_lines=False,
-            encoding="utf-8-sig",
-            on_bad_lines="error",
-        )
-    except ValueError as error:  # ParserError, EmptyDataError and UnicodeDecodeError are of this kind
-        raise UserError(f"{reference}: not a readable CSV table ({read_problem(error)}); download it again") from None
-    missing = [name for name in required if name not in frame.columns]
-    if missing:
-        raise UserError(f"{reference}: no column {', '.join(missing)}; its columns are {', '.join(frame.columns)}")
-    frame = frame.assign(line=np.arange(2, len(frame) + 2))[~frame.fillna("").eq("").all(axis=1)]
-    frame = frame.reset_index(drop=True)
-    short = frame["line"][frame.isna().any(axis=1)]
-    if len(short):
-        raise UserError(f"{reference}, line {short.iloc[0]}: too few columns; download the file again")
-    return frame
+        header = next(reader, [])
+        rows = [[*row, reader.line_num] for row in reader if any(row)]
+    except csv.Error as error:
+        raise UserError(f"{reference}, line {reader.line_num}: not a CSV table ({error}); download it again") from None
+    missing = [name for name in required if name not in header]
+    if missing or not header:
+        raise UserError(f"{reference}: no column {', '.join(missing)}; its columns are {', '.join(header)}")
+    for row in rows:
+        if len(row) != len(header) + 1:
+            count = f"{len(row) - 1} columns instead of {len(header)}"
+            raise UserError(f"{reference}, line {row[-1]}: {count}; download the file again")
+    return pd.DataFrame(rows, columns=[*header, "line"])
 
 
 def parse_age(text: str, where: str) -> float | None:
@@ -290,12 +283,3 @@ def content_hash(folder: str) -> str:
         status = os.lstat(path) if os.path.islink(path) and not os.path.exists(path) else os.stat(path)
         digest.update(f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
     return digest.hexdigest()
-
-
-def __getattr__(name):  # for the move only: import these from .splits and .builder
-    import importlib
-
-    for module in (".splits", ".builder"):
-        if not name.startswith("__") and hasattr(loaded := importlib.import_module(module, __package__), name):
-            return getattr(loaded, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

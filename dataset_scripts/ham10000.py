@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 
-from .builder import SKIPPED_NAME, LesionBuilder, command_parser, prepare_parquet, summarise
+from .builder import SKIPPED_NAME, LesionBuilder, check_output_dir, command_parser, prepare_parquet, summarise
 from .common import (
     READ_ERRORS,
     UNKNOWN,
@@ -238,6 +238,7 @@ def main() -> None:
     parser.add_argument("--data_dir", required=True, help="folder of the raw files, zipped or not")
     parser.add_argument("--download", action="store_true", help="fetch them from Harvard Dataverse into it first")
     args = parser.parse_args()
+    check_output_dir(args.output_dir, args.overwrite_output_dir)
     if args.download:
         download_raw(args.data_dir)
     builder = HAM10000(data_dir=args.data_dir, seed=args.seed, max_skipped_share=args.max_skipped_share)

@@ -154,10 +154,13 @@ def _noise_image(rng: np.random.Generator, cells: int, size: int) -> np.ndarray:
 def _wave_noise(rng: np.random.Generator, u: np.ndarray, v: np.ndarray, wavelength: float) -> np.ndarray:
     """Smooth noise of unit variance as a sum of plane waves, so that it turns and shifts with its coordinates."""
     number = 14
-    direction, phase = rng.uniform(0, 2 * np.pi, (2, number, 1, 1)).astype(np.float32)
-    frequency = (2 * np.pi / wavelength * rng.uniform(0.6, 1.5, (number, 1, 1))).astype(np.float32)
-    waves = np.cos(frequency * (np.cos(direction) * u + np.sin(direction) * v) + phase)
-    return np.sqrt(2 / number) * waves.sum(axis=0)
+    direction, phase = rng.uniform(0, 2 * np.pi, (2, number))
+    frequency = 2 * np.pi / wavelength * rng.uniform(0.6, 1.5, number)
+    waves = np.stack([frequency * np.cos(direction), frequency * np.sin(direction), phase], axis=1).astype(np.float32)
+    noise = np.zeros_like(u)
+    for along_u, along_v, start in waves:  # one by one: small arrays stay in the processor's cache
+        noise += np.cos(along_u * u + along_v * v + start)
+    return np.sqrt(np.float32(2 / number)) * noise
 
 
 def lesion_colour_change(lesion: Lesion, u: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -116,6 +116,6 @@ def read_manifest(path: str) -> pd.DataFrame:
         raise UserError(f"{path}: not a split manifest (a line '# sha256 ...', then image_id,lesion_id,split)")
     check_unique(manifest["image_id"], "image", path)
     check_disjoint(manifest["lesion_id"], manifest["split"], path)
-    if manifest_hash(manifest) != head.split()[2]:
+    if head.split()[2:] != [manifest_hash(manifest)]:
         raise UserError(f"{path}: its rows do not match its sha256; it was altered after it was written")
     return manifest

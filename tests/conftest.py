@@ -1,9 +1,12 @@
-"""Where the tests find the real data, which are not in the repository."""
+"""What tests share: where the real data are, which are not in the repository, and a small data set of phantoms."""
 
 import os
 from pathlib import Path
 
 import pytest
+
+from dataset_scripts.builder import prepare_parquet
+from dataset_scripts.phantom import Phantom
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "MELANOMA_FAIR_XAI_DATA"
@@ -11,7 +14,7 @@ DATA_VARIABLE = "MELANOMA_FAIR_XAI_DATA"
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder that holds ham10000/ and fitzpatrick17k/: $MELANOMA_FAIR_XAI_DATA, or ../shared/data if it is there."""
+    """The folder of ham10000/ and fitzpatrick17k/: $MELANOMA_FAIR_XAI_DATA, or ../shared/data where that exists."""
     folder = Path(os.environ.get(DATA_VARIABLE, REPOSITORY.parent / "shared" / "data"))
     if not folder.is_dir():
         pytest.skip(f"needs the real data: set {DATA_VARIABLE} to the folder that holds ham10000/ and fitzpatrick17k/")
@@ -24,3 +27,12 @@ def caches_of_their_own(tmp_path_factory, monkeypatch):
     cache = tmp_path_factory.getbasetemp() / "cache"
     monkeypatch.setenv("MELANOMA_FAIR_XAI_CACHE", str(cache))
     monkeypatch.setenv("HF_DATASETS_CACHE", str(cache / "datasets"))
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory) -> Path:
+    """A prepared data set of 150 phantoms of 32 pixels."""
+    folder = tmp_path_factory.mktemp("phantoms")
+    builder = Phantom(num_images=150, image_size=32, cache_dir=str(folder / "cache"))
+    prepare_parquet(builder, str(folder / "prepared"), "# Phantoms for tests")
+    return folder / "prepared"

@@ -24,6 +24,7 @@ from melanoma_fair_xai.classifier.models import (
     find_classifier,
     last_layer,
     read_config,
+    with_tuples,
 )
 from melanoma_fair_xai.engine.run_folder import PARTIAL_PREFIX, atomic_path, write_json
 
@@ -127,11 +128,6 @@ def load_classifier(folder_or_id: str | Path, revision: str | None = None) -> tu
     return build_saved(folder, len(info.label_names)).eval(), info
 
 
-def _without_lists(value: Any) -> Any:
-    """A JSON value as timm writes it in Python: sizes and means are tuples."""
-    return tuple(value) if isinstance(value, list) else value
-
-
 def _read_info(config: Mapping[str, Any], path: Path) -> ClassifierInfo:
     try:
         point, calibration = config["operating_point"], config["calibration"]
@@ -140,7 +136,7 @@ def _read_info(config: Mapping[str, Any], path: Path) -> ClassifierInfo:
             positive_labels=list(point["positive_labels"]),
             threshold=float(point["threshold"]),
             threshold_rule=str(point["rule"]),
-            data_config={key: _without_lists(config["pretrained_cfg"][key]) for key in DATA_KEYS},
+            data_config=with_tuples({key: config["pretrained_cfg"][key] for key in DATA_KEYS}),
             calibration=Calibration(float(calibration["slope"]), float(calibration["intercept"])),
             training=dict(config.get("training", {})),
         )

@@ -87,6 +87,8 @@ def _create_by_name(name: str, num_classes: int, pretrained: bool, weights: str 
         raise UserError(f"{overlay['file']}: damaged ({error}); delete it to have it downloaded again") from None
     except (RuntimeError, TypeError) as error:
         raise UserError(f"--model_name_or_path {name}: timm cannot build it as a classifier ({error})") from None
+    if not download or timm.get_pretrained_cfg(name).num_classes != num_classes:
+        _start_small(last_layer(model))
     if weights:
         state = read_weights(weights)
         head = _head_tensors(model)
@@ -121,9 +123,12 @@ def build_saved(folder: Path, num_classes: int, *, keep_head: bool = True, drop_
         model = timm.create_model(f"local-dir:{folder}", num_classes=num_classes, drop_rate=drop_rate)
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{folder / CONFIG_NAME}: timm {timm.__version__} cannot build this model ({error})") from None
+    model.pretrained_cfg.update(with_tuples(model.pretrained_cfg))
     path = folder / WEIGHTS_NAME
     state = read_weights(path)
     head = () if keep_head else _head_tensors(model)
+    if not keep_head:
+        _start_small(last_layer(model))
     load_weights(model, {key: value for key, value in state.items() if key not in head}, path, optional=head)
     return model
 
@@ -131,6 +136,11 @@ def build_saved(folder: Path, num_classes: int, *, keep_head: bool = True, drop_
 def is_timm_name(name: str) -> bool:
     """Whether timm builds a model of this name, its tag (after the dot) included."""
     return timm.is_model(name) and ("." not in name or name in timm.list_models(pretrained=True))
+
+
+def with_tuples(config: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with its lists as tuples, as timm writes sizes and means."""
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 
 def find_classifier(folder_or_id: str, revision: str | None = None) -> Path:
@@ -238,6 +248,13 @@ def last_layer(model: nn.Module) -> nn.Linear | nn.Conv2d:
     return layer
 
 
+@torch.no_grad()
+def _start_small(layer: nn.Linear | nn.Conv2d) -> None:
+    """Start a new last layer near zero: timm's own start gives some nets a first loss of 10, which wrecks them."""
+    layer.weight.normal_(std=0.01)
+    layer.bias.zero_()
+
+
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups for an optimizer: no decay of biases, norms and what the model itself exempts (tokens, positions)."""
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
@@ -318,8 +335,8 @@ def _set_image_size(model: nn.Module, image_size: int) -> None:
             model.eval()(torch.zeros(1, channels, image_size, image_size))
     except (AssertionError, AttributeError, RuntimeError, ValueError):
         raise UserError(
-            f"--image_size {image_size}: this model cannot take such images; try a multiple of 32, or leave the flag out "
-            f"for its own {own[0]}"
+            f"--image_size {image_size}: this model cannot take such images; try a multiple of 32, or leave the flag "
+            f"out for its own {own[0]}"
         ) from None
     model.train()
     model.pretrained_cfg["input_size"] = (channels, image_size, image_size)

@@ -61,7 +61,7 @@ def operating_metrics(predictions: pd.DataFrame) -> dict[str, float | int]:
 
 def plot_training(history: list[dict], path: Path, title: str) -> None:
     """Training and validation loss, and validation AUC and balanced accuracy, by epoch."""
-    epochs = [entry["epoch"] for entry in history]
+    epochs = [entry["epoch"] + 1 for entry in history]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
     left.plot(epochs, [entry["train_loss"] for entry in history], color=ORANGE, label="training (augmented)")
     left.plot(epochs, [entry["validation_loss"] for entry in history], color=BLUE, label="validation")

@@ -21,6 +21,7 @@ BUILDERS: dict[str, type[LesionBuilder]] = {
     "fitzpatrick17k": Fitzpatrick17k,
     "phantom": Phantom,
 }
+UNUSABLE = "unusable"
 GROUP_COLUMNS = ("diagnosis", "age", "sex", "localization", "fitzpatrick", "source")
 
 
@@ -48,6 +49,11 @@ class Records:
     table: pd.DataFrame
     skipped: pd.DataFrame
 
+    @property
+    def are_phantoms(self) -> bool:
+        """Whether these are drawn lesions, on which results say nothing about patients."""
+        return bool((self.table["source"] == "phantom").any())
+
     def select(self, keep: np.ndarray) -> "Records":
         """The rows where `keep` (bool, one per row) holds."""
         rows = np.flatnonzero(keep)
@@ -56,7 +62,7 @@ class Records:
         )
 
     def without(self, problems: dict[int, str], max_share: float) -> "Records":
-        """The same rows, with those that have a problem set aside in split `unusable` and listed in `skipped`.
+        """The same rows, with those that have a problem set aside in a split `UNUSABLE` and listed in `skipped`.
 
         UserError if they are a larger share than `max_share`.
         """
@@ -69,7 +75,7 @@ class Records:
                 f"{max_share:g} allows; the first: {self.table['image_id'][first]}: {reason}"
             )
         table = self.table.copy()
-        table.loc[list(problems), "split"] = "unusable"
+        table.loc[list(problems), "split"] = UNUSABLE
         lost = pd.DataFrame({"image_id": table["image_id"][list(problems)], "file": "", "reason": problems.values()})
         return dataclasses.replace(self, table=table, skipped=pd.concat([self.skipped, lost], ignore_index=True))
 

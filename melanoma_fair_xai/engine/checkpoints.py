@@ -191,12 +191,20 @@ def load_checkpoint(
 
     on_main_process(accelerator, check)
     states = _load_plain(path / f"random_states_{accelerator.process_index}.pkl")
+    torch.seed()  # Accelerate keeps quiet when restoring random states fails: let it show
     try:
         accelerator.load_state(str(path))
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(f"{path}: written by another model or set-up ({str(error).splitlines()[0]})") from None
-    if not torch.equal(torch.get_rng_state(), states["torch_manual_seed"]):  # Accelerate hides it when this fails
+    if not all(map(torch.equal, _torch_random_states(), _torch_random_states(states))):
         raise UserError(f"{path}: its random states could not be restored; resume with the versions that wrote it")
+
+
+def _torch_random_states(saved: Mapping[str, Any] | None = None) -> list[torch.Tensor]:
+    """Of the CPU and all CUDA devices: as they are now, or as Accelerate saved them."""
+    if saved is not None:
+        return [saved["torch_manual_seed"], *saved.get("torch_cuda_manual_seed", [])]
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
 
 
 def _load_plain(path: pathlib.Path) -> Any:
@@ -240,7 +248,7 @@ def _check_tensors(path: pathlib.Path, name: str, tensors: Mapping[str, torch.Te
     with safetensors.safe_open(path / name, "pt") as file:
         shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
     stored = {tensors[key].data_ptr() for key in shapes if key in tensors}  # tied tensors are stored once
-    for key in [*tensors, *(shapes.keys() - tensors.keys())]:
+    for key in [*tensors, *(key for key in shapes if key not in tensors)]:
         here = list(tensors[key].shape) if key in tensors else None
         there = shapes.get(key)
         if here != there and not (there is None and tensors[key].data_ptr() in stored):

@@ -48,10 +48,10 @@ def test_read_table_from_a_zip(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "not a readable CSV"),
-        (b"a,b\n1,2\n1,2,3\n", "line 3"),
-        (b"a,b\n1,2\n1\n", "line 3: too few columns"),
-        (b"a,b\n\xff\xfe,2\n", "not a readable CSV"),
+        (b"", "no column b"),
+        (b"a,b\n1,2\n1,2,3\n", "line 3: 3 columns instead of 2"),
+        (b'a,b\n"1\n",2\n1\n', "line 4: 1 columns instead of 2"),
+        (b"a,b\n\xff\xfe,2\n", "not a CSV table"),
         (b"a,c\n1,2\n", "no column b"),
     ],
 )
@@ -207,7 +207,7 @@ def wrapped(cause: Exception):
         (UserError("t.csv, line 3: age 'abc'"), ["t.csv, line 3: age 'abc'"]),
         (OSError(errno.ENOSPC, "No space left on device", "/out/x"), ["/out/x: No space left", "free some space"]),
         (OSError(errno.EROFS, "Read-only file system", "/out"), ["/out: Read-only", "written to"]),
-        (RuntimeError('Traceback (most recent call last):\n  ...\nOSError: [Errno 28] No space left\n'), ["No space"]),
+        (RuntimeError("Traceback (most recent call last):\n  ...\nOSError: [Errno 28] No space left\n"), ["No space"]),
     ],
 )
 def test_run_command_ends_in_one_line_and_code_2(capsys, error, words):
@@ -217,6 +217,21 @@ def test_run_command_ends_in_one_line_and_code_2(capsys, error, words):
     assert ended.value.code == 2
     assert printed.startswith("error: ") and printed.count("\n") == 1
     assert all(word in printed for word in words)
+
+
+def test_run_command_finds_a_full_disk_behind_what_failed_after_it(capsys):
+    def main():
+        try:
+            try:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            finally:
+                raise ValueError("I/O operation on closed file")
+        except ValueError as error:
+            raise RuntimeError("while generating") from error
+
+    with pytest.raises(SystemExit) as ended:
+        common.run_command(main)
+    assert ended.value.code == 2 and "No space left on device; free some space" in capsys.readouterr().err
 
 
 def test_run_command_hides_no_fault_of_its_own():

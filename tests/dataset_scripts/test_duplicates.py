@@ -154,7 +154,7 @@ def test_a_list_of_duplicates_has_pairs_or_clusters(tmp_path, text, expected):
         ("image,group\na,1\nb,1\n", "column named cluster"),
         ("a,b\nb,c\n", "needs a header"),
         ("first,second\nx,y\n", "two columns of image ids"),
-        ("", "not a readable CSV table"),
+        ("", "duplicates.csv: "),
     ],
 )
 def test_a_list_of_duplicates_that_cannot_be_meant(tmp_path, text, message):

@@ -18,7 +18,8 @@ import PIL.Image
 import PIL.ImageFilter
 import pytest
 
-from dataset_scripts.common import UserError
+from dataset_scripts import fitzpatrick17k
+from dataset_scripts.common import UserError, run_command
 from dataset_scripts.fitzpatrick17k import (
     CONFIGURATIONS,
     DIAGNOSES,
@@ -30,6 +31,7 @@ from dataset_scripts.fitzpatrick17k import (
     source_of,
 )
 
+SKIN_TYPE = {"1": "I", "2": "II", "3": "III", "4": "IV", "5": "V", "6": "VI", "-1": "unknown"}
 HEADER = "md5hash,fitzpatrick_scale,fitzpatrick_centaur,label,nine_partition_label,three_partition_label,qc,url"
 MELANOMA = ("melanoma", "malignant melanoma", "malignant")
 NEVUS = ("halo nevus", "benign melanocyte", "benign")
@@ -39,7 +41,7 @@ ATLAS = "https://www.dermaamin.com/site/images/clinical-pic"
 
 
 def photograph(seed: int) -> PIL.Image.Image:
-    pixels = np.random.default_rng(seed).uniform(0, 255, (30, 40, 3)).astype(np.uint8)
+    pixels = np.random.default_rng(seed).uniform(0, 255, (12, 16, 3)).astype(np.uint8)
     return PIL.Image.fromarray(pixels).resize((200, 150), PIL.Image.Resampling.BICUBIC)
 
 
@@ -179,11 +181,8 @@ def test_records(raw):
             row = rows.loc[record["image_id"]]
             assert features["diagnosis"].int2str(record["diagnosis"]) == row["label"]
             assert record["melanoma"] == (row["nine_partition_label"] == "malignant melanoma")
-            type_name = features["fitzpatrick"].int2str(record["fitzpatrick"])
-            assert (
-                type_name
-                == dict(zip("123456-", ["I", "II", "III", "IV", "V", "VI", "unknown"]))[row["fitzpatrick_scale"][0]]
-            )
+            skin_type = features["fitzpatrick"].int2str(record["fitzpatrick"])
+            assert skin_type == SKIN_TYPE[row["fitzpatrick_scale"]]
             assert record["source"] == ("dermaamin" if "dermaamin" in row["url"] else "atlasdermatologico")
             assert (record["age"], record["localization"], record["mask"]) == (None, "unknown", None)
             assert features["sex"].int2str(record["sex"]) == "unknown"
@@ -197,7 +196,7 @@ def test_records(raw):
 def test_configurations(raw, name, count):
     prepared, builder = prepare(raw, name)
     assert len(column(prepared, "image_id")) == count
-    assert builder.config.name == name or "original"
+    assert builder.config.name == (name or "original")
 
 
 def test_an_unknown_configuration_names_the_known_ones(raw):
@@ -247,8 +246,11 @@ def test_missing_images_are_coverage_and_not_a_fault(raw, capsys):
     stored = pd.read_csv(os.path.join(builder.cache_dir, "coverage.csv"))
     assert list(stored.columns) == ["fitzpatrick", "diagnosis", "rows", "images", "share"]
     for row in stored.itertuples():
-        scale = {"I": "1", "II": "2", "III": "3", "IV": "4", "V": "5", "VI": "6", "unknown": "-1"}[row.fitzpatrick]
-        expected = [name for name, s, _, label, *_ in raw.rows if (s, label) == (scale, row.diagnosis)]
+        expected = [
+            name
+            for name, scale, _, label, *_ in raw.rows
+            if (SKIN_TYPE[scale], label) == (row.fitzpatrick, row.diagnosis)
+        ]
         had = [name for name in expected if name not in gone]
         assert (row.rows, row.images) == (len(expected), len(had))
         assert row.share == pytest.approx(len(had) / len(expected), abs=1e-4)
@@ -298,6 +300,8 @@ def test_of_two_files_of_an_image_the_good_one_counts(raw):
     (raw.folder / "a" / f"{name}.jpg").write_bytes(b"broken")
     prepared, builder = prepare(raw)
     assert name in column(prepared, "image_id") and skipped(builder) == {}
+    raw.path(name).write_bytes(b"")
+    assert skipped(prepare(raw)[1]) == {name: "not an image"}, "of two bad ones, the first is listed"
 
 
 def test_changed_data_are_not_served_from_a_stale_cache(raw):
@@ -352,8 +356,8 @@ def test_a_given_list_replaces_the_hash(raw, tmp_path):
     lesions = column(prepared, "lesion_id")
     assert [lesions[name] for name in names[:6]] == [names[0]] * 3 + [names[3]] * 3
     assert lesions[twin] == twin, "the list is taken at its word"
-    listed.write_text(f"a,b\n{names[0]},{'0' * 32}\n")
-    with pytest.raises(UserError, match="line 2"):
+    listed.write_text(f"a,b\n{names[0]},{names[1]}\n{names[0]},{'0' * 32}\n")
+    with pytest.raises(UserError, match="line 3"):
         prepare(raw, duplicates=str(listed))
     with pytest.raises(UserError, match="none.csv: no such file"):
         prepare(raw, duplicates="none.csv")
@@ -390,7 +394,7 @@ def test_bad_tables(raw):
     path.write_text(path.read_text().replace("three_partition_label", "three"))
     with pytest.raises(UserError, match="no column three_partition_label"):
         prepare(raw)
-    path.write_text("<!DOCTYPE html>\n<html><body>a,b,c</body></html>\n")
+    path.write_text("<!DOCTYPE html>\n<html><body>404</body></html>\n")
     with pytest.raises(UserError, match="fitzpatrick17k.csv: "):
         prepare(raw)
     path.unlink()
@@ -487,8 +491,6 @@ def test_download(remote, atlas, capsys):
 
 def test_an_interrupted_download_keeps_its_images_and_its_list(remote, atlas, monkeypatch):
     annotations = read_annotations(str(remote.folder / "fitzpatrick17k.csv"))
-    from dataset_scripts import fitzpatrick17k
-
     whole = fitzpatrick17k._write_whole
 
     def interrupt(path, content):
@@ -506,22 +508,33 @@ def test_an_interrupted_download_keeps_its_images_and_its_list(remote, atlas, mo
 # --- the command -----------------------------------------------------------------------------------------------------
 
 
-def run(*arguments: str) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "dataset_scripts.fitzpatrick17k", *map(str, arguments)]
-    root = Path(__file__).resolve().parents[2]
-    return subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=120)
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments) -> tuple[int, str, str]:
+        capfd.readouterr()
+        monkeypatch.setattr(sys, "argv", ["fitzpatrick17k", *map(str, arguments)])
+        try:
+            run_command(fitzpatrick17k.main)
+            code = 0
+        except SystemExit as end:
+            code = end.code
+        return code, *capfd.readouterr()
+
+    return run
 
 
-def test_the_command_prepares_a_folder_that_load_dataset_reads(raw, tmp_path):
+def test_the_command_prepares_a_folder_that_load_dataset_reads(raw, tmp_path, run):
     twin = raw.add(as_jpeg(photograph(20), 50), NEVUS, "-1")
     raw.add(as_jpeg(photograph(99)), MELANOMA, "6", write=False)
     raw.annotate()
     raw.path(twin).write_bytes(as_jpeg(photograph(20), 55))
     output = tmp_path / "prepared"
     flags = ["--data_dir", raw.folder, "--output_dir", output, "--config_name", "neoplastic"]
-    finished = run(*flags, "--allow_modified_images")
-    assert finished.returncode == 0, finished.stderr
-    assert "coverage: 37 of 38 images" in finished.stdout and "1 duplicate clusters, 2 images" in finished.stdout
+    code, printed, errors = run(*flags, "--allow_modified_images", "--num_proc", "2")
+    assert code == 0, errors
+    assert "coverage: 37 of 38 images" in printed and "1 duplicate clusters, 2 images" in printed
     prepared = datasets.load_dataset(str(output), cache_dir=str(tmp_path / "cache"))
     assert len(column(prepared, "image_id")) == 37
     assert sorted(path.name for path in output.glob("*.csv")) == [
@@ -544,17 +557,29 @@ def test_the_command_prepares_a_folder_that_load_dataset_reads(raw, tmp_path):
     ):
         assert text in card, text
 
-    again = run(*flags)
-    assert again.returncode == 2 and again.stderr.count("\n") <= 2 and "--overwrite_output_dir" in again.stderr
-    finished = run(*flags, "--overwrite_output_dir", "--config_name", "original", "--max_skipped_share", "0.5")
-    assert finished.returncode == 0, finished.stderr
-    assert "modified" not in (output / "README.md").read_text()
+    code, _, errors = run(*flags, "--download")
+    assert code == 2 and errors.count("\n") == 1 and "--overwrite_output_dir" in errors
+    code, _, errors = run(*flags, "--overwrite_output_dir", "--config_name", "original", "--max_skipped_share", "0.5")
+    assert code == 0, errors
+    assert "are modified" not in (output / "README.md").read_text()
+    assert len(pd.read_csv(output / "skipped.csv")) == 1
 
 
 def test_the_command_ends_in_two_lines_when_something_is_wrong(raw, tmp_path):
     raw.rows[3][3] = "nonsense"
     raw.annotate()
-    finished = run("--data_dir", raw.folder, "--output_dir", tmp_path / "prepared")
+    command = [sys.executable, "-m", "dataset_scripts.fitzpatrick17k", "--data_dir", str(raw.folder)]
+    root = Path(__file__).resolve().parents[2]
+    finished = subprocess.run(
+        [*command, "--output_dir", str(tmp_path / "prepared")], cwd=root, capture_output=True, text=True
+    )
     assert finished.returncode == 2
-    assert "Traceback" not in finished.stderr and "line 5: label 'nonsense'" in finished.stderr
+    assert finished.stderr.startswith("error: ") and finished.stderr.count("\n") == 1
+    assert "line 5: label 'nonsense'" in finished.stderr
     assert not (tmp_path / "prepared").exists()
+
+
+def test_a_rate_that_is_none(raw, tmp_path, run):
+    flags = ["--data_dir", raw.folder, "--output_dir", tmp_path / "prepared", "--download"]
+    code, _, errors = run(*flags, "--requests_per_second", "0")
+    assert code == 2 and "--requests_per_second" in errors

@@ -15,7 +15,9 @@ def drawn_lesions(n_lesions: int = 400, seed: int = 1) -> pd.DataFrame:
 
 
 def folds_by_lesion(table: pd.DataFrame, **kwargs) -> dict:
-    return dict(zip(table["lesion_id"], splits.assign_folds(table["lesion_id"], table["stratum"], **kwargs), strict=True))
+    return dict(
+        zip(table["lesion_id"], splits.assign_folds(table["lesion_id"], table["stratum"], **kwargs), strict=True)
+    )
 
 
 def test_join_lesions_joins_chains_whatever_their_order():
@@ -95,7 +97,7 @@ def test_an_altered_manifest_is_refused(manifest, tmp_path):
         splits.read_manifest(str(path))
 
 
-@pytest.mark.parametrize("text", ["", "image_id,lesion_id,split\ni1,a,train\n", "# sha256\nimage_id,lesion_id,split\n"])
+@pytest.mark.parametrize("text", ["", "image_id,lesion_id,split\ni1,a,train\n", "# sha256 0\nimage_id,split\n"])
 def test_what_is_no_manifest_is_refused(tmp_path, text):
     (tmp_path / "m.csv").write_text(text)
     with pytest.raises(UserError, match="not a split manifest"):

@@ -21,12 +21,13 @@ from dataset_scripts.common import run_command
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["melanoma_fair_xai.engine.arguments", "melanoma_fair_xai.engine.checkpoints", "melanoma_fair_xai.engine.progress"]
+    # The last is what the first optimiser that is made imports, for seconds.
+    ["melanoma_fair_xai.engine.arguments", "melanoma_fair_xai.engine.checkpoints", "torch._dynamo"]
 )
 
 
 def _process(argv: list[str], environment: dict[str, str], output: str) -> None:
-    os.setsid()
+    multiprocessing.set_start_method("fork", force=True)  # as loading workers are started in a run of one's own
     os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
@@ -84,9 +85,16 @@ class Run:
         """Return once the output matches the pattern, whole lines only."""
         self._poll(lambda: re.search(f"^(?:{pattern})\n", self.text, re.MULTILINE), timeout)
 
-    def wait_for_writing(self, timeout: float = 120) -> None:
-        """Return while a checkpoint is being written."""
-        self._poll(lambda: partial_checkpoints(self.folder), timeout)
+    def stop_while_writing(self, delay: float = 0, timeout: float = 120) -> None:
+        """Freeze the run while a checkpoint is being written, `delay` seconds after its start if it takes that long."""
+        while True:
+            self._poll(lambda: partial_checkpoints(self.folder), timeout)
+            time.sleep(delay)
+            self.signal(signal.SIGSTOP)
+            if partial_checkpoints(self.folder):
+                return
+            self.signal(signal.SIGCONT)
+            delay /= 2
 
     def _poll(self, condition, timeout: float) -> None:
         end = time.monotonic() + timeout
@@ -146,6 +154,3 @@ def differences(first, second, name: str = "") -> tuple[int, list[str]]:
         parts = [differences(first[key], second[key], f"{name}/{key}") for key in keys]
         return sum(count for count, _ in parts), [name for _, names in parts for name in names]
     return 0, [] if first == second else [name]
-
-
-SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT, "SIGUSR1": signal.SIGUSR1}

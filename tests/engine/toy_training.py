@@ -1,5 +1,7 @@
 """A training on random images that uses every part of the engine, small enough to be killed again and again."""
 
+import os
+import resource
 import sys
 import time
 from dataclasses import dataclass, field
@@ -78,6 +80,10 @@ def break_something(fault: str | None, model: nn.Module) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has ...")
     if fault == "host_memory":
         torch.empty(2**50)
+    if fault in ("full_disk", "full_disk_elsewhere") and (fault == "full_disk") == (
+        os.environ.get("RANK", "0") == "0"
+    ):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5000, resource.RLIM_INFINITY))
 
 
 def main() -> None:

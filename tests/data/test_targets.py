@@ -1,0 +1,74 @@
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+
+from dataset_scripts.common import UserError
+from melanoma_fair_xai.data.loading import Records
+from melanoma_fair_xai.data.targets import apply_target, is_nevus
+
+ROWS = [
+    # diagnosis, melanoma, dx_type
+    ("mel", 1, "histo"),
+    ("nv", 0, "histo"),
+    ("nv", 0, "follow_up"),
+    ("bkl", 0, "consensus"),
+    ("mel", 1, "histo"),
+]
+
+
+@pytest.fixture
+def records() -> Records:
+    table = pd.DataFrame(ROWS, columns=["diagnosis", "melanoma", "dx_type"])
+    table["image_id"] = [f"image{i}" for i in range(len(table))]
+    images = datasets.Dataset.from_dict({"image": list(range(len(table)))})
+    return Records("small", images, table, pd.DataFrame())
+
+
+def test_melanoma_against_the_rest_keeps_everything(records):
+    kept, target, labels = apply_target(records, "melanoma_vs_rest")
+    assert labels.tolist() == [1, 0, 0, 0, 1]
+    assert (target.label_names, target.positive) == (["benign", "melanoma"], [1])
+    assert len(kept.table) == 5
+
+
+def test_melanoma_against_nevi_drops_the_others_with_their_images(records):
+    kept, target, labels = apply_target(records, "melanoma_vs_nevus")
+    assert kept.table["diagnosis"].tolist() == ["mel", "nv", "nv", "mel"]
+    assert kept.images["image"][:] == [0, 1, 2, 4]
+    assert labels.tolist() == [1, 0, 0, 1] and target.label_names == ["nevus", "melanoma"]
+
+
+def test_histology_filters_and_is_no_input(records):
+    kept, _, labels = apply_target(records, "melanoma_vs_nevus", confirmed_by_histology=True)
+    assert kept.images["image"][:] == [0, 1, 4] and labels.tolist() == [1, 0, 1]
+    records.table = records.table.drop(columns="dx_type")
+    with pytest.raises(UserError, match="dx_type"):
+        apply_target(records, "melanoma_vs_rest", confirmed_by_histology=True)
+
+
+def test_diagnosis_names_the_classes_and_those_that_mean_melanoma(records):
+    _, target, labels = apply_target(records, "diagnosis")
+    assert target.label_names == ["bkl", "mel", "nv"] and target.positive == [1]
+    assert labels.tolist() == [1, 2, 2, 0, 1]
+    _, target, labels = apply_target(records, "diagnosis", label_names=["nv", "mel", "bkl", "df"])
+    assert labels.tolist() == [1, 0, 0, 2, 1] and target.positive == [1]
+    with pytest.raises(UserError, match="bkl"):
+        apply_target(records, "diagnosis", label_names=["nv", "mel"])
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("nv", True), ("nevus", True), ("Congenital Nevus", True), ("halo naevus", True), ("mel", False), ("nvx", False)],
+)
+def test_nevi_by_name(name, expected):
+    assert is_nevus(name) is expected
+
+
+def test_the_real_counts_of_the_original_study(real_data):
+    table = pd.read_csv(real_data / "ham10000" / "HAM10000_metadata.csv")
+    table["diagnosis"], table["melanoma"] = table["dx"], (table["dx"] == "mel").astype(int)
+    images = datasets.Dataset.from_dict({"image": np.arange(len(table))})
+    records = Records("ham10000", images, table, pd.DataFrame())
+    _, _, labels = apply_target(records, "melanoma_vs_nevus", confirmed_by_histology=True)
+    assert np.bincount(labels).tolist() == [2498, 1113]

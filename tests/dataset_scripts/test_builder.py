@@ -1,0 +1,212 @@
+import errno
+import io
+import os
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pytest
+from huggingface_hub import DatasetCard
+
+from dataset_scripts import builder as builder_module
+from dataset_scripts.builder import LesionBuilder, prepare_parquet, summarise
+from dataset_scripts.common import UserError, record_features
+from dataset_scripts.splits import manifest_hash, read_manifest
+
+
+def bitmap(shade: int) -> bytes:
+    """An image whose size in bytes says nothing about its content."""
+    stream = io.BytesIO()
+    PIL.Image.fromarray(np.full((8, 8, 3), shade, np.uint8)).save(stream, "BMP")
+    return stream.getvalue()
+
+
+class Toy(LesionBuilder):
+    """Thirty images of `shade` in fifteen lesions; a split of its own as a publisher may fix one."""
+
+    stratify_by = ("diagnosis",)
+    pretty_name = "Toy lesions"
+    shade = 10
+    skipped_rows: tuple = ()
+
+    def _info(self):
+        return datasets.DatasetInfo(
+            features=record_features(["nevus", "melanoma"]),
+            license="cc-by-4.0",
+            citation="@misc{toy}",
+            homepage="https://example.org/toy",
+        )
+
+    def scan(self):
+        rows = [
+            {
+                "image": {"path": None, "bytes": bitmap(self.shade)},
+                "image_id": f"i{number:02d}",
+                "lesion_id": f"l{number // 2}",
+                "diagnosis": "melanoma" if number % 6 < 2 else "nevus",
+                "melanoma": "melanoma" if number % 6 < 2 else "benign",
+                "age": None,
+                "sex": "unknown",
+                "localization": "back",
+                "fitzpatrick": "unknown",
+                "mask": None,
+                "source": "toy",
+                "split": "test_elsewhere" if number >= 26 else "",
+            }
+            for number in range(30)
+        ]
+        columns = ["image_id", "file", "reason"]
+        return pd.DataFrame(rows, dtype=object), pd.DataFrame(list(self.skipped_rows), columns=columns)
+
+
+class DiskFull(Toy):
+    def _generate_examples(self, records):
+        for count, example in enumerate(super()._generate_examples(records)):
+            if count == 3:
+                raise OSError(errno.ENOSPC, "No space left on device", "/out")
+            yield example
+
+
+@pytest.fixture
+def make(tmp_path):
+    """A toy builder with a cache of its own each time, as every command run has."""
+    count = iter(range(100))
+    return lambda kind=Toy, **kwargs: kind(cache_dir=str(tmp_path / f"cache{next(count)}"), **kwargs)
+
+
+def test_a_prepared_folder_holds_data_card_manifest_and_skipped(make, tmp_path):
+    builder, out = make(), tmp_path / "deep" / "toy"
+    builder.skipped_rows = (("x1", "x1.jpg", "zero bytes"),)
+    prepare_parquet(builder, str(out), "# Toys\n\nOf no patient.")
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "data", "skipped.csv", "split_manifest.csv"]
+    assert os.listdir(out.parent) == ["toy"]
+    loaded = datasets.load_dataset(str(out))
+    assert list(loaded) == ["train", "validation", "test", "test_elsewhere"]
+    assert loaded["train"].features == builder.info.features
+    assert loaded["test_elsewhere"]["image_id"][:] == ["i26", "i27", "i28", "i29"]
+    manifest = read_manifest(str(out / "split_manifest.csv"))
+    assert len(manifest) == 30 and len(pd.read_csv(out / "skipped.csv")) == 1
+
+    card = DatasetCard.load(out / "README.md")
+    assert card.data.license == "cc-by-4.0" and card.data.pretty_name == "Toy lesions"
+    assert card.data.size_categories == ["n<1K"] and card.data.task_categories == ["image-classification"]
+    sizes = {split["name"]: split["num_examples"] for split in card.data.dataset_info["splits"]}
+    assert sizes == {name: len(rows) for name, rows in loaded.items()}
+    for words in ("# Toys", "Research only", manifest_hash(manifest), "@misc{toy}", "| test_elsewhere | 4 | 2 |"):
+        assert words in card.text
+    assert "1 rows stand in `skipped.csv`" in card.text
+
+
+def test_a_folder_prepared_again_in_place_is_not_served_stale(make, tmp_path):
+    out, cache = str(tmp_path / "toy"), str(tmp_path / "load_cache")
+    for shade in (10, 200):
+        builder = make()
+        builder.shade = shade
+        prepare_parquet(builder, out, "# Toys", overwrite=True)
+        loaded = datasets.load_dataset(out, cache_dir=cache)
+        assert np.asarray(loaded["train"][0]["image"]).max() == shade
+
+
+def test_the_same_data_give_the_same_files(make, tmp_path):
+    names = []
+    for folder in ("a", "b"):
+        prepare_parquet(make(), str(tmp_path / folder), "# Toys")
+        names.append(sorted(str(path.relative_to(tmp_path / folder)) for path in (tmp_path / folder).rglob("*")))
+    assert names[0] == names[1]
+
+
+def test_the_folder_does_not_depend_on_where_the_raw_files_lay(tmp_path):
+    builder = object.__new__(Toy)
+    builder.info = Toy._info(builder)
+    (tmp_path / "x.png").write_bytes(b"content")
+    row = dict.fromkeys(builder.info.features, "") | {"image": f"{tmp_path}/x.png", "mask": None, "image_id": "x"}
+    ((_, example),) = Toy._generate_examples(builder, [row])
+    assert example["image"] == {"path": "x.png", "bytes": b"content"}
+
+
+def test_an_output_folder_that_holds_anything_is_refused(make, tmp_path):
+    out = tmp_path / "toy"
+    prepare_parquet(make(), str(out), "# Toys")
+    with pytest.raises(UserError, match="not empty.*--overwrite_output_dir"):
+        prepare_parquet(make(), str(out), "# Toys")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years of work")
+    with pytest.raises(UserError, match="not a prepared data set"):
+        prepare_parquet(make(), str(tmp_path / "mine"), "# Toys", overwrite=True)
+    assert (tmp_path / "mine" / "thesis.txt").exists()
+    with pytest.raises(UserError, match="is a file"):
+        prepare_parquet(make(), str(tmp_path / "mine" / "thesis.txt"), "# Toys", overwrite=True)
+    with pytest.raises(UserError, match="--num_proc 0"):
+        prepare_parquet(make(), str(tmp_path / "new"), "# Toys", num_proc=0)
+
+
+@pytest.mark.parametrize("fault", ["generating", "renaming"])
+def test_a_failure_leaves_the_earlier_folder_whole_and_nothing_half_written(make, tmp_path, monkeypatch, fault):
+    out = tmp_path / "toy"
+    prepare_parquet(make(), str(out), "# Toys")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    if fault == "renaming":
+        rename = os.replace
+
+        def failing(source, target):
+            if str(source).endswith(".partial") and str(target) == str(out):
+                raise OSError(errno.EIO, "Input/output error")
+            rename(source, target)
+
+        monkeypatch.setattr(builder_module.os, "replace", failing)
+    with pytest.raises((OSError, datasets.exceptions.DatasetGenerationError)):
+        prepare_parquet(make(DiskFull if fault == "generating" else Toy), str(out), "# Toys", overwrite=True)
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert not (tmp_path / "toy.partial").exists() and not (tmp_path / "toy.previous").exists()
+
+
+FULL_DISK = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_builder import DiskFull
+from dataset_scripts.builder import prepare_parquet
+from dataset_scripts.common import run_command
+run_command(lambda: prepare_parquet(DiskFull(), {out!r}, "# Toys", num_proc={num_proc}))
+"""
+
+
+@pytest.mark.parametrize("num_proc", [1, 2])
+def test_a_full_disk_ends_in_one_line_and_code_2(tmp_path, num_proc):
+    out = str(tmp_path / "toy")
+    code = FULL_DISK.format(tests=os.path.dirname(__file__), out=out, num_proc=num_proc)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "error: " in done.stderr and "No space left on device; free some space" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert os.listdir(tmp_path) == [] or set(os.listdir(tmp_path)).isdisjoint({"toy", "toy.partial"})
+
+
+def test_a_share_of_skipped_images_passes_and_a_larger_one_stops(make, capsys):
+    rows = (("x1", "x1.jpg", "zero bytes"), ("x2", "", "no image file"), ("i03", "m.png", "mask: zero bytes"))
+    for share, stops in ((0.07, False), (0.06, True)):
+        builder = make(max_skipped_share=share)
+        builder.skipped_rows = rows
+        if stops:
+            with pytest.raises(UserError, match=r"2 of 32 images.*max_skipped_share 0.06.*x1.jpg: zero bytes"):
+                builder._split_generators(None)
+        else:
+            builder._split_generators(None)
+            printed = capsys.readouterr().out
+            assert "skipped 2 of 32 images" in printed and "1 masks left out" in printed
+
+
+@pytest.mark.parametrize(
+    "setting, flag", [({"seed": -1}, "--seed"), ({"max_skipped_share": 2.0}, "--max_skipped_share")]
+)
+def test_settings_are_checked(make, setting, flag):
+    with pytest.raises(UserError, match=flag):
+        make(**setting)
+
+
+def test_summarise_counts_images_and_lesions():
+    records = {"image_id": ["a", "b", "c"], "lesion_id": ["l", "l", "k"], "diagnosis": ["nv", "nv", "mel"]}
+    lines = ["3 images, 2 lesions", "  nv: 2 images, 1 lesions", "  mel: 1 images, 1 lesions"]
+    assert summarise(records).splitlines() == lines

@@ -1,0 +1,305 @@
+"""The training script run for real, small: what it leaves, that it repeats itself, resumes, and says what is wrong."""
+
+import io
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import datasets
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pytest
+import torch
+from accelerate.state import AcceleratorState, GradientState
+from conftest import REPOSITORY
+from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
+
+import train_classifier
+from dataset_scripts.common import run_command
+from dataset_scripts.splits import read_manifest
+
+TINY = ["--model_name_or_path", "test_resnet", "--no_pretrained", "--image_size", "32", "--mixed_precision", "no"]
+TINY += ["--train_batch_size", "16", "--learning_rate", "0.003", "--report_to", "none"]
+SHORT = [*TINY, "--max_train_steps", "3"]
+
+
+def launch(monkeypatch, *arguments: object) -> None:
+    """Run the script in this process, as `python train_classifier.py ARGUMENTS` would."""
+    monkeypatch.setattr(sys, "argv", ["train_classifier.py", *map(str, arguments)])
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    run_command(train_classifier.main)
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, str(REPOSITORY / "train_classifier.py"), *map(str, arguments)]
+
+
+@pytest.fixture(scope="module")
+def trained(phantoms, tmp_path_factory):
+    """A run of two epochs in a process of its own."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    arguments = ["--dataset_name", phantoms, "--output_dir", folder, *TINY, "--num_train_epochs", 2]
+    result = subprocess.run(command(*arguments), capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stderr
+    return folder, result.stdout
+
+
+def predictions(folder, split: str = "test") -> pd.DataFrame:
+    return pd.read_parquet(folder / "predictions" / f"{split}.parquet")
+
+
+def assert_same_run(first, second) -> None:
+    weights, others = load_file(first / "model.safetensors"), load_file(second / "model.safetensors")
+    assert weights.keys() == others.keys()
+    assert not [name for name in weights if not torch.equal(weights[name], others[name])]
+    assert json.loads((first / "metrics.json").read_text()) == json.loads((second / "metrics.json").read_text())
+    for split in ("validation", "test"):
+        pd.testing.assert_frame_equal(predictions(first, split), predictions(second, split))
+
+
+def test_a_run_leaves_what_it_should(trained, phantoms):
+    folder, output = trained
+    for name in ("figures/training.png", "figures/roc.png", "training_args.json", "split_manifest.csv", "skipped.csv"):
+        assert (folder / name).is_file(), name
+    for line in ("phantoms, drawn lesions", "metrics.json", "figures", 'timm.create_model("local-dir:'):
+        assert line in output
+    columns = ["image_id", "lesion_id", "label", "score", "fold", "threshold"]
+    table = predictions(folder)
+    assert list(table.columns[:6]) == columns
+    assert {"diagnosis", "age", "sex", "localization", "fitzpatrick", "source"} <= set(table.columns)
+    assert "melanoma" not in table.columns
+    assert set(table["label"]) == {0, 1} and table["score"].between(0, 1).all()
+    manifest = read_manifest(str(folder / "split_manifest.csv"))
+    assert manifest.groupby("lesion_id")["split"].nunique().max() == 1
+    assert set(table["image_id"]) == set(manifest["image_id"][manifest["split"] == "test"])
+
+
+def test_metrics_are_those_of_the_predictions(trained):
+    folder, _ = trained
+    metrics = json.loads((folder / "metrics.json").read_text())
+    config = json.loads((folder / "config.json").read_text())
+    assert config["operating_point"]["threshold"] == metrics["threshold"]
+    for split in ("validation", "test"):
+        table, values = predictions(folder, split), metrics["splits"][split]
+        positive = table["score"] >= metrics["threshold"]
+        assert values["roc_auc"] == pytest.approx(roc_auc_score(table["label"], table["score"]))
+        assert values["sensitivity"] == pytest.approx(positive[table["label"] == 1].mean())
+        assert values["specificity"] == pytest.approx((~positive[table["label"] == 0]).mean())
+        assert (values["n"], values["melanomas"]) == (len(table), table["label"].sum())
+        assert values["lesions"] == table["lesion_id"].nunique()
+        assert (table["threshold"] == metrics["threshold"]).all()
+
+
+def test_the_threshold_is_the_best_on_validation(trained):
+    folder, _ = trained
+    table = predictions(folder, "validation")
+
+    def youden(threshold: float) -> float:
+        decided = table["score"] >= threshold
+        return decided[table["label"] == 1].mean() - decided[table["label"] == 0].mean()
+
+    chosen = json.loads((folder / "metrics.json").read_text())["threshold"]
+    assert youden(chosen) == pytest.approx(max(youden(score) for score in table["score"]))
+
+
+def test_who_loads_the_model_gets_the_recorded_scores(trained, phantoms):
+    """Published pre-processing on the original files gives the scores that were evaluated from the cache."""
+    from transformers import AutoImageProcessor, AutoModelForImageClassification
+
+    folder, _ = trained
+    processor = AutoImageProcessor.from_pretrained(folder)
+    model = AutoModelForImageClassification.from_pretrained(folder).eval()
+    test = datasets.load_dataset(str(phantoms), split="test")
+    with torch.inference_mode():
+        logits = torch.cat([model(**processor(row["image"], return_tensors="pt")).logits for row in test])
+    scores = pd.Series(logits.softmax(-1)[:, 1].numpy(), index=test["image_id"][:])
+    recorded = predictions(folder).set_index("image_id")["score"]
+    np.testing.assert_allclose(scores[recorded.index], recorded, atol=1e-5)
+
+
+def test_the_same_command_gives_the_same_result_and_another_seed_another(trained, phantoms, tmp_path, monkeypatch):
+    folder, _ = trained
+    arguments = ["--dataset_name", phantoms, *TINY, "--num_train_epochs", 2]
+    again = subprocess.run(command(*arguments, "--output_dir", tmp_path / "again", "--dataloader_num_workers", 2))
+    assert again.returncode == 0
+    assert_same_run(folder, tmp_path / "again")
+    launch(monkeypatch, *arguments, "--output_dir", tmp_path / "other", "--seed", 1)
+    other = load_file(tmp_path / "other" / "model.safetensors")
+    assert any(not torch.equal(value, other[name]) for name, value in load_file(folder / "model.safetensors").items())
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_a_killed_run_resumes_to_the_same_bits(trained, phantoms, tmp_path, monkeypatch, number):
+    folder, _ = trained
+    output = tmp_path / "killed"
+    arguments = ["--dataset_name", phantoms, "--output_dir", output, *TINY, "--num_train_epochs", 2]
+    process = subprocess.Popen(command(*arguments, "--checkpointing_steps", 1), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not any(output.glob("checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(number)
+    stderr = process.communicate(timeout=120)[1]
+    assert process.returncode == (-9 if number == signal.SIGKILL else 143)
+    assert not (output / "model.safetensors").exists()
+    if number == signal.SIGTERM:
+        assert "continue with --resume_from_checkpoint latest" in stderr
+    launch(monkeypatch, "--output_dir", output, "--resume_from_checkpoint", "latest")
+    assert_same_run(folder, output)
+
+
+def test_eval_only_repeats_the_runs_own_test(trained, phantoms, tmp_path, monkeypatch):
+    folder, _ = trained
+    launch(
+        monkeypatch,
+        "--eval_only",
+        "--model_name_or_path",
+        folder,
+        "--dataset_name",
+        phantoms,
+        "--output_dir",
+        tmp_path / "e",
+    )
+    pd.testing.assert_frame_equal(predictions(tmp_path / "e"), predictions(folder))
+    values = json.loads((tmp_path / "e" / "metrics.json").read_text())["splits"]
+    assert values["test"] == json.loads((folder / "metrics.json").read_text())["splits"]["test"]
+
+
+def test_fine_tuning_starts_from_the_earlier_weights(trained, phantoms, tmp_path, monkeypatch, capsys):
+    folder, _ = trained
+    tuned = [word if word != "test_resnet" else str(folder) for word in SHORT if word != "--no_pretrained"]
+    still = ["--learning_rate", "0", "--ema_max_decay", "0"]
+    launch(monkeypatch, "--dataset_name", phantoms, "--output_dir", tmp_path / "same", *tuned, *still)
+    first, second = (load_file(path / "model.safetensors") for path in (folder, tmp_path / "same"))
+    convolutions = [name for name in first if "conv" in name and first[name].ndim == 4]
+    assert convolutions and all(torch.equal(first[name], second[name]) for name in convolutions)
+    nevus = ["--target", "melanoma_vs_nevus", "--dataset_name", phantoms, "--output_dir", tmp_path / "head"]
+    with pytest.raises(SystemExit) as stop:
+        launch(monkeypatch, *nevus, *tuned)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and "nevus, melanoma" in error and "--ignore_mismatched_sizes" in error
+    launch(monkeypatch, *nevus, *tuned, "--ignore_mismatched_sizes", "--overwrite_output_dir")
+    assert json.loads((tmp_path / "head" / "config.json").read_text())["label_names"] == ["nevus", "melanoma"]
+
+
+def test_the_diagnosis_itself_as_target(phantoms, tmp_path, monkeypatch):
+    launch(monkeypatch, "--target", "diagnosis", "--dataset_name", phantoms, "--output_dir", tmp_path / "d", *SHORT)
+    table = predictions(tmp_path / "d")
+    assert table["label"].tolist() == (table["diagnosis"] == "melanoma").astype(int).tolist()
+
+
+def write_ham10000(folder, images: int = 160) -> pd.DataFrame:
+    """A raw folder in the layout of HAM10000, of drawn noise."""
+    (folder / "HAM10000_images_part_1").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame(
+        {
+            "lesion_id": [f"HAM_{i // 2:07d}" for i in range(images)],
+            "image_id": [f"ISIC_{i:07d}" for i in range(images)],
+            "dx": np.repeat(np.resize(["nv", "mel", "nv", "bkl"], images // 2), 2),
+            "dx_type": "histo",
+            "age": 50.0,
+            "sex": "female",
+            "localization": "back",
+        }
+    )
+    for name in table["image_id"]:
+        noise = PIL.Image.fromarray(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8)).resize((80, 60))
+        noise.save(folder / "HAM10000_images_part_1" / f"{name}.jpg")
+    table.to_csv(folder / "HAM10000_metadata.csv", index=False)
+    return table
+
+
+def test_twenty_broken_files_are_listed_and_lose_nothing_else(tmp_path, monkeypatch):
+    table = write_ham10000(tmp_path / "raw")
+    broken = table["image_id"].iloc[::8].tolist()
+    assert len(broken) == 20
+    for number, name in enumerate(broken):
+        path = tmp_path / "raw" / "HAM10000_images_part_1" / f"{name}.jpg"
+        content = path.read_bytes()
+        if number % 5 == 4:
+            path.unlink()
+        else:
+            path.write_bytes([content[: len(content) // 2], b"", b"<html>not found</html>", b"text"][number % 5])
+    data = ["--dataset_name", "ham10000", "--data_dir", tmp_path / "raw", "--output_dir", tmp_path / "run", *SHORT]
+    launch(monkeypatch, *data, "--max_skipped_share", "0.2")
+    skipped = pd.read_csv(tmp_path / "run" / "skipped.csv")
+    assert sorted(skipped["image_id"]) == sorted(broken) and skipped["reason"].str.len().min() > 0
+    used = read_manifest(str(tmp_path / "run" / "split_manifest.csv"))
+    assert set(used["image_id"]) == set(table["image_id"]) - set(broken)
+
+
+def test_images_that_only_decoding_shows_broken_are_listed_too(tmp_path, monkeypatch):
+    folder = tmp_path / "own"
+    folder.mkdir()
+    rng = np.random.default_rng(1)
+    rows = []
+    for number in range(80):
+        buffer = io.BytesIO()
+        PIL.Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(buffer, "JPEG")
+        content = buffer.getvalue()
+        (folder / f"{number}.jpg").write_bytes(content[:400] if number in (5, 6) else content)
+        rows.append((f"{number}.jpg", ["mole", "cancer"][number % 2], f"person{number // 2}"))
+    pd.DataFrame(rows, columns=["file_name", "what", "person"]).to_csv(folder / "metadata.csv", index=False)
+    own = ["--label_column_name", "what", "--positive_labels", "cancer", "--lesion_column_name", "person"]
+    launch(monkeypatch, "--dataset_name", folder, *own, "--output_dir", tmp_path / "run", *SHORT)
+    assert len(pd.read_csv(tmp_path / "run" / "skipped.csv")) == 2
+    assert len(read_manifest(str(tmp_path / "run" / "split_manifest.csv"))) == 78
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--dataset_name", "ham10000"], ["--data_dir"]),
+        (["--dataset_name", "ham10000", "--data_dir", "nowhere"], ["nowhere", "--data_dir"]),
+        (["--dataset_name", "nowhere"], ["nowhere", "ham10000, fitzpatrick17k, phantom"]),
+        (["--model_name_or_path", "resnet19"], ["resnet19", "resnet18"]),
+        (["--model_name_or_path", "."], ["not an exported classifier"]),
+        (["--pretrained_weights", "nowhere.safetensors"], ["nowhere.safetensors"]),
+        (["--split_manifest", "nowhere.csv"], ["nowhere.csv"]),
+        (["--threshold_rule", "best"], ["--threshold_rule", "youden"]),
+        (["--target", "benign"], ["--target"]),
+        (["--train_batchsize", "4"], ["--train_batchsize", "--train_batch_size"]),
+        (["--confirmed_by_histology"], ["dx_type"]),
+        (["--max_train_samples", "1"], ["training split has no"]),
+        (["--resume_from_checkpoint", "nowhere"], ["nowhere"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_user_errors_take_two_lines_and_leave_nothing(arguments, words, phantoms, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    defaults = {"--dataset_name": [phantoms], "--model_name_or_path": ["test_resnet"]}
+    for flag, value in defaults.items():
+        arguments = arguments if flag in arguments else [flag, *value, *arguments]
+    if "test_resnet" in arguments and "--pretrained_weights" not in arguments:
+        arguments = [*arguments, "--no_pretrained"]
+    with pytest.raises(SystemExit) as stop:
+        launch(monkeypatch, *arguments, "--image_size", 32, "--report_to", "none", "--output_dir", "run")
+    error = capfd.readouterr().err
+    assert stop.value.code == 2
+    message = error[error.index("error: ") :]
+    assert len(message.strip().splitlines()) <= 2 and "Traceback" not in error
+    assert all(word in message for word in words), message
+    assert not list(tmp_path.glob("run/*.safetensors")) and not list(tmp_path.glob("run/**/*.partial*"))
+
+
+def test_a_diverging_loss_stops_with_its_step_and_leaves_the_checkpoints(phantoms, tmp_path, monkeypatch, capsys):
+    arguments = ["--dataset_name", phantoms, "--output_dir", tmp_path / "run", *TINY, "--max_grad_norm", "1e9"]
+    with pytest.raises(SystemExit) as stop:
+        launch(monkeypatch, *arguments, "--learning_rate", "1e30", "--checkpointing_steps", 1, "--lr_warmup_steps", 0)
+    assert stop.value.code == 2 and "at step" in capsys.readouterr().err
+    assert list((tmp_path / "run").glob("checkpoint-*"))
+    assert not (tmp_path / "run" / "model.safetensors").exists()
+
+
+def test_an_earlier_run_is_not_overwritten_unasked(trained, phantoms, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(trained[0], tmp_path / "copy")
+    before = (folder / "metrics.json").read_bytes()
+    with pytest.raises(SystemExit):
+        launch(monkeypatch, "--dataset_name", phantoms, "--output_dir", folder, *SHORT)
+    assert "not empty" in capsys.readouterr().err and (folder / "metrics.json").read_bytes() == before
