@@ -259,6 +259,7 @@ def make_task(
     task = Task(records, target, labels, cache.pixels, data_config)
     counts = ", ".join(f"{name} {len(task.rows(name)):,}" for name in ("train", "validation", "test"))
     accelerator.print(f"{data.dataset_name}: {counts} images, {len(records.skipped)} skipped ({SKIPPED_NAME})")
+    accelerator.print(f"{accelerator.num_processes} processes on {accelerator.device.type}, {accelerator.mixed_precision=}")
     return task
 
 

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -34,6 +35,12 @@ def launch(monkeypatch, *arguments: object) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     run_command(train_classifier.main)
+
+
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 def command(*arguments: object) -> list[str]:
@@ -168,6 +175,19 @@ def test_eval_only_repeats_the_runs_own_test(trained, phantoms, tmp_path, monkey
     pd.testing.assert_frame_equal(predictions(tmp_path / "e"), predictions(folder))
     values = json.loads((tmp_path / "e" / "metrics.json").read_text())["splits"]
     assert values["test"] == json.loads((folder / "metrics.json").read_text())["splits"]["test"]
+
+
+def test_two_processes_score_as_one_does(trained, phantoms, tmp_path):
+    folder, _ = trained
+    evaluate = ["--eval_only", "--eval_batch_size", 8, "--model_name_or_path", folder, "--dataset_name", phantoms]
+    one, two = tmp_path / "one", tmp_path / "two"
+    subprocess.run(command(*evaluate, "--output_dir", one), check=True)
+    both = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    script, *arguments = command(*evaluate, "--output_dir", two)[1:]
+    result = subprocess.run([sys.executable, *both, script, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert "2 processes" in result.stdout
+    pd.testing.assert_frame_equal(predictions(one), predictions(two))
 
 
 def test_fine_tuning_starts_from_the_earlier_weights(trained, phantoms, tmp_path, monkeypatch, capsys):

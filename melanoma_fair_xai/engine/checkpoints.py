@@ -248,7 +248,7 @@ def _check_tensors(path: pathlib.Path, name: str, tensors: Mapping[str, torch.Te
     with safetensors.safe_open(path / name, "pt") as file:
         shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
     stored = {tensors[key].data_ptr() for key in shapes if key in tensors}  # tied tensors are stored once
-    for key in [*tensors, *(key for key in shapes if key not in tensors)]:
+    for key in sorted(tensors.keys() | shapes.keys()):
         here = list(tensors[key].shape) if key in tensors else None
         there = shapes.get(key)
         if here != there and not (there is None and tensors[key].data_ptr() in stored):

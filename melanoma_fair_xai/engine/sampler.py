@@ -6,7 +6,6 @@ import numpy as np
 import torch
 
 from .seeding import sample_generator
-from .signals import ignore_stop_signals
 
 
 class EpochSampler(torch.utils.data.Sampler):
@@ -65,7 +64,6 @@ def training_loader(
         num_workers=num_workers,
         # Without a generator of its own, each iteration draws from the global one and shifts dropout and noise.
         generator=torch.Generator().manual_seed(sampler.seed),
-        worker_init_fn=ignore_stop_signals,
         persistent_workers=num_workers > 0,
         **options,
     )

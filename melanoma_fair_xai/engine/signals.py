@@ -1,5 +1,6 @@
 """Ending a run when it is asked to: at the next step, with a checkpoint, in all processes together."""
 
+import mmap
 import os
 import signal
 import sys
@@ -7,12 +8,6 @@ from types import FrameType
 
 import accelerate
 import torch
-
-
-def ignore_stop_signals(worker_id: int = 0) -> None:
-    """For loading workers: signals sent to the whole process group are the training process' to act on."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 class StopSignal:
@@ -25,13 +20,16 @@ class StopSignal:
                     save_checkpoint(...)
                     stop.exit(accelerator, "checkpoint-40 is written; continue with --resume_from_checkpoint latest")
 
-    A second Ctrl-C interrupts at once.
+    A second Ctrl-C interrupts at once. Loading workers that are started inside the block leave it to this process to
+    act on signals, which terminals and clusters send to them as well.
     """
 
     def __init__(self):
         self.received: int | None = None
         self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
         self._group = None
+        self._process = os.getpid()
+        self._ended = mmap.mmap(-1, 1)  # shared with workers that are forked
 
     def __enter__(self) -> "StopSignal":
         numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -39,10 +37,15 @@ class StopSignal:
         return self
 
     def __exit__(self, *_) -> None:
+        self._ended[0] = 1
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # in a worker: Python ends it by SIGTERM after the block, or waits for ever
+            if self._ended[0] and number == signal.SIGTERM:
+                os._exit(0)
+            return
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number

@@ -14,8 +14,8 @@ import sys
 import time
 from collections.abc import Iterator
 
-import toy_training
 import torch
+import toy_training
 
 from dataset_scripts.common import run_command
 
@@ -86,7 +86,7 @@ class Run:
         self._poll(lambda: re.search(f"^(?:{pattern})\n", self.text, re.MULTILINE), timeout)
 
     def stop_while_writing(self, delay: float = 0, timeout: float = 120) -> None:
-        """Freeze the run while a checkpoint is being written, `delay` seconds after its start if it takes that long."""
+        """Freeze the run while a checkpoint is being written, up to `delay` seconds after the writing began."""
         while True:
             self._poll(lambda: partial_checkpoints(self.folder), timeout)
             time.sleep(delay)
