@@ -153,7 +153,7 @@ def main() -> None:
 
 
 def resolve_precision(requested: str) -> str:
-    """`auto`: what `accelerate launch` or its configuration names, else bf16 where the hardware does not emulate it."""
+    """`auto`: what `accelerate launch` or its configuration names, else bf16 unless the hardware emulates it."""
     if requested != "auto":
         return requested
     if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
@@ -259,7 +259,8 @@ def make_task(
     task = Task(records, target, labels, cache.pixels, data_config)
     counts = ", ".join(f"{name} {len(task.rows(name)):,}" for name in ("train", "validation", "test"))
     accelerator.print(f"{data.dataset_name}: {counts} images, {len(records.skipped)} skipped ({SKIPPED_NAME})")
-    accelerator.print(f"{accelerator.num_processes} processes on {accelerator.device.type}, {accelerator.mixed_precision=}")
+    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
+    accelerator.print(f"{accelerator.num_processes} process(es) on {accelerator.device.type} in {precision}")
     return task
 
 

@@ -195,6 +195,12 @@ def prepare_parquet(
     shutil.rmtree(previous, ignore_errors=True)
 
 
+def next_step(output_dir: str, name: str) -> str:
+    """What a command says at its end: where the data set is, and how to train on it."""
+    launch = f"accelerate launch train_classifier.py --dataset_name {output_dir} --output_dir runs/{name}"
+    return f"written to {output_dir}; train on it:\n  {launch}"
+
+
 def _fill(
     builder: LesionBuilder, folder: str, card_text: str | Callable[[LesionBuilder], str], num_proc: int | None
 ) -> None:

@@ -1,9 +1,9 @@
 """What the data sets share: the record schema, errors, and reading tables, folders and zips of raw files.
 
-`splits.py` beside this holds the lesion-grouped splits, `builder.py` the builders' common half. All three import only
-the standard library, datasets, numpy, pandas, PIL and tqdm, and siblings by relative import alone, so that a builder
-also works as a loading script under datasets 3.6. That version copies the siblings that the script itself names and
-no others: a script must import something from each of the three.
+`splits.py` beside this holds the lesion-grouped splits, `builder.py` the builders' common half. All files here import
+only the standard library, datasets, numpy, pandas, PIL and tqdm, and siblings by relative import alone, so that a
+builder also works as a loading script under datasets 3.6. That version copies the siblings that the script itself
+names and no others: a script must import something from every sibling that it needs, also from those of its siblings.
 """
 
 import collections

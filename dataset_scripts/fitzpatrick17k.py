@@ -6,45 +6,23 @@ datasets 3.6 this file is also a loading script. The annotations may be publishe
 not: they belong to the atlases.
 """
 
-import concurrent.futures
-import hashlib
-import io
 import os
-import re
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
 
 import datasets
-import numpy as np
 import pandas as pd
-import PIL.Image
-import tqdm.auto
 
-from .builder import LesionBuilder, LesionConfig, check_output_dir, command_parser, prepare_parquet
-from .common import (
-    READ_ERRORS,
-    SKIN_TYPES,
-    UNKNOWN,
-    UserError,
-    check_unique,
-    image_content_problem,
-    index_files,
-    read_bytes,
-    read_problem,
-    read_table,
-    record_features,
-    run_command,
-)
-from .downloads import fetch_all, file_md5, host_of
-from .duplicates import clusters_report, duplicate_clusters, near_duplicates, perceptual_hash, read_duplicates
-from .splits import join_lesions
+from .builder import LesionBuilder, LesionConfig, check_output_dir, command_parser, next_step, prepare_parquet
+from .common import UNKNOWN, UserError, index_files, record_features, run_command
+from .downloads import file_md5
+from .duplicates import clusters_report, duplicate_clusters, near_duplicates, read_duplicates
+from .fitzpatrick17k_annotations import ANNOTATIONS_NAME, DIAGNOSES, HOMEPAGE, read_annotations
+from .fitzpatrick17k_images import download_images, inspect_images
+from .splits import join_lesions, manifest_hash
 
-ANNOTATIONS_NAME = "fitzpatrick17k.csv"
 COVERAGE_NAME = "coverage.csv"
 CLUSTERS_NAME = "duplicate_clusters.csv"
-FAILURES_NAME = "download_failures.csv"
 
-HOMEPAGE = "https://github.com/mattgroh/fitzpatrick17k"
 LICENSE = "cc-by-nc-sa-3.0"
 CITATION = """\
 @inproceedings{groh2021fitzpatrick17k,
@@ -58,48 +36,6 @@ CITATION = """\
   author = {Abhishek, Kumar and Jain, Aditi and Hamarneh, Ghassan},
   journal = {Scientific Data}, volume = {12}, pages = {196}, year = {2025}, doi = {10.1038/s41597-025-04382-5}
 }"""  # noqa: E501
-
-DIAGNOSES = re.split(
-    r";\s",
-    """\
-acanthosis nigricans; acne; acne vulgaris; acquired autoimmune bullous diseaseherpes gestationis;
-acrodermatitis enteropathica; actinic keratosis; allergic contact dermatitis; aplasia cutis; basal cell carcinoma;
-basal cell carcinoma morpheiform; becker nevus; behcets disease; calcinosis cutis; cheilitis; congenital nevus;
-dariers disease; dermatofibroma; dermatomyositis; disseminated actinic porokeratosis; drug eruption;
-drug induced pigmentary changes; dyshidrotic eczema; eczema; ehlers danlos syndrome; epidermal nevus;
-epidermolysis bullosa; erythema annulare centrifigum; erythema elevatum diutinum; erythema multiforme;
-erythema nodosum; factitial dermatitis; fixed eruptions; folliculitis; fordyce spots; granuloma annulare;
-granuloma pyogenic; hailey hailey disease; halo nevus; hidradenitis; ichthyosis vulgaris; incontinentia pigmenti;
-juvenile xanthogranuloma; kaposi sarcoma; keloid; keratosis pilaris; langerhans cell histiocytosis; lentigo maligna;
-lichen amyloidosis; lichen planus; lichen simplex; livedo reticularis; lupus erythematosus; lupus subacute;
-lyme disease; lymphangioma; malignant melanoma; melanoma; milia; mucinosis; mucous cyst; mycosis fungoides; myiasis;
-naevus comedonicus; necrobiosis lipoidica; nematode infection; neurodermatitis; neurofibromatosis;
-neurotic excoriations; neutrophilic dermatoses; nevocytic nevus; nevus sebaceous of jadassohn;
-papilomatosis confluentes and reticulate; paronychia; pediculosis lids; perioral dermatitis; photodermatoses;
-pilar cyst; pilomatricoma; pityriasis lichenoides chronica; pityriasis rosea; pityriasis rubra pilaris;
-porokeratosis actinic; porokeratosis of mibelli; porphyria; port wine stain; prurigo nodularis; psoriasis;
-pustular psoriasis; pyogenic granuloma; rhinophyma; rosacea; sarcoidosis; scabies; scleroderma; scleromyxedema;
-seborrheic dermatitis; seborrheic keratosis; solid cystic basal cell carcinoma; squamous cell carcinoma; stasis edema;
-stevens johnson syndrome; striae; sun damaged skin; superficial spreading melanoma ssm; syringoma; telangiectases;
-tick bite; tuberous sclerosis; tungiasis; urticaria; urticaria pigmentosa; vitiligo; xanthomas;
-xeroderma pigmentosum""",
-)
-SKIN_TYPE_OF_SCALE = dict(zip(["1", "2", "3", "4", "5", "6", "-1"], SKIN_TYPES, strict=True))
-MELANOMA_LABEL = "malignant melanoma"  # of the nine-part labels; one of the 114 labels has the same name
-NINE_LABELS = [
-    "benign dermal",
-    "benign epidermal",
-    "benign melanocyte",
-    "genodermatoses",
-    "inflammatory",
-    "malignant cutaneous lymphoma",
-    "malignant dermal",
-    "malignant epidermal",
-    MELANOMA_LABEL,
-]
-THREE_LABELS = ["benign", "malignant", "non-neoplastic"]
-WRONGLY_LABELLED = "3 Wrongly labelled"  # the verdict (column qc) of the dermatologists who looked at 504 images
-MD5 = re.compile("[0-9a-f]{32}")
 
 CONFIGURATIONS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
     "original": (
@@ -216,159 +152,7 @@ class Fitzpatrick17k(LesionBuilder):
         self.clusters.to_csv(os.path.join(self._output_dir, CLUSTERS_NAME), index=False)
 
 
-# --- annotations -----------------------------------------------------------------------------------------------------
-
-
-def read_annotations(path: str) -> pd.DataFrame:
-    """The published annotations, in the schema's terms.
-
-    Columns: image_id, diagnosis, melanoma ("" where excluded), fitzpatrick, source, nine_partition_label,
-    three_partition_label, qc, url, and `excluded`: why the label is known to be wrong, "" where it is not.
-    Raises UserError naming the line of an id that is no MD5 or stands twice, and of a label or type that is not known.
-    """
-    if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file\nget {ANNOTATIONS_NAME} from {HOMEPAGE} and put it there")
-    allowed = {
-        "fitzpatrick_scale": list(SKIN_TYPE_OF_SCALE),
-        "label": DIAGNOSES,
-        "nine_partition_label": NINE_LABELS,
-        "three_partition_label": THREE_LABELS,
-    }
-    table = read_table(path, required=["md5hash", *allowed, "qc", "url"])
-    _refuse(table, ~table["md5hash"].str.fullmatch(MD5), "md5hash", "32 hexadecimal digits", path)
-    check_unique(table["md5hash"], "md5hash", path)
-    for column, values in allowed.items():
-        text = f"one of {', '.join(values)}" if len(values) < 10 else f"one of the {len(values)} labels"
-        _refuse(table, ~table[column].isin(values), column, text, path)
-
-    is_melanoma = table["nine_partition_label"] == MELANOMA_LABEL
-    excluded = pd.Series("", index=table.index)
-    excluded[is_melanoma & table["url"].str.contains("/malignant-lymphoma/", regex=False)] = (
-        "labelled melanoma, but the atlas shows it under malignant lymphoma"
-    )
-    excluded[table["qc"] == WRONGLY_LABELLED] = f"qc: {WRONGLY_LABELLED}"
-    return pd.DataFrame(
-        {
-            "image_id": table["md5hash"],
-            "diagnosis": table["label"],
-            "melanoma": np.where(excluded != "", "", np.where(is_melanoma, "melanoma", "benign")),
-            "fitzpatrick": table["fitzpatrick_scale"].map(SKIN_TYPE_OF_SCALE),
-            "source": table["url"].map(source_of),
-            **{name: table[name] for name in ("nine_partition_label", "three_partition_label", "qc", "url")},
-            "excluded": excluded,
-        }
-    )
-
-
-def _refuse(table: pd.DataFrame, wrong: pd.Series, column: str, expected: str, path: str) -> None:
-    if wrong.any():
-        row = table[wrong].iloc[0]
-        raise UserError(f"{path}, line {row['line']}: {column} {row[column]!r} is not {expected} ({wrong.sum()} such)")
-
-
-def source_of(url: str) -> str:
-    """The atlas that a URL points to, such as `dermaamin`; `unknown` where there is no URL."""
-    return host_of(url).removeprefix("www.").partition(".")[0] or UNKNOWN
-
-
-def annotations_table(annotations: pd.DataFrame, manifest: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What may be published: the annotations (see `read_annotations`) and never an image.
-
-    With a split manifest (image_id, lesion_id, split), its two columns follow, empty for images that were not had.
-    """
-    if manifest is None:
-        return annotations
-    return annotations.merge(manifest[["image_id", "lesion_id", "split"]], on="image_id", how="left").fillna("")
-
-
-# --- images ----------------------------------------------------------------------------------------------------------
-
-
-def content_problem(image_id: str, content: bytes, allow_modified: bool) -> str:
-    """Why bytes are not the image of that id, "" if they are: whole, and with the id as MD5 unless that is waived."""
-    problem = image_content_problem(content)
-    if problem:
-        return problem
-    if allow_modified or hashlib.md5(content).hexdigest() == image_id:
-        return ""
-    return f"modified: its md5 is {hashlib.md5(content).hexdigest()}, not its name; --allow_modified_images takes it"
-
-
-class ImageFile(NamedTuple):
-    """What was found of an image: `file` is "" where there is none, `problem` is "" where it is usable."""
-
-    image_id: str
-    file: str = ""
-    problem: str = "missing"
-    modified: bool = False
-    hash: np.ndarray | None = None
-
-
-def inspect_image(image_id: str, references: Sequence[str], allow_modified: bool, hashed: bool = True) -> ImageFile:
-    """The first usable of an image's files, else the first; with its perceptual hash if `hashed`."""
-    first = ImageFile(image_id)
-    for reference in references:
-        try:
-            content = read_bytes(reference)
-        except READ_ERRORS as error:
-            problem = f"cannot be read ({read_problem(error)})"
-        else:
-            problem = content_problem(image_id, content, allow_modified)
-        if not problem:
-            modified = hashlib.md5(content).hexdigest() != image_id
-            hash = perceptual_hash(PIL.Image.open(io.BytesIO(content))) if hashed else None
-            return ImageFile(image_id, reference, "", modified, hash)
-        first = first if first.file else ImageFile(image_id, reference, problem)
-    return first
-
-
-def inspect_images(
-    image_ids: Sequence[str], index: Mapping[str, Sequence[str]], allow_modified: bool, hashed: bool = True
-) -> pd.DataFrame:
-    """`inspect_image` for many, on all cores; `index` is that of `index_files`. One row per id, in order."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda name: inspect_image(name, index.get(name, ()), allow_modified, hashed), image_ids)
-        progress = tqdm.auto.tqdm(found, total=len(image_ids), desc="checking images", unit="image")
-        return pd.DataFrame(list(progress), columns=ImageFile._fields)
-
-
-def download_images(
-    annotations: pd.DataFrame, folder: str, allow_modified: bool = False, requests_per_second: float = 2.0, **options
-) -> pd.DataFrame:
-    """Fetch what `folder` lacks into its `images/`, and write what could not be had to `download_failures.csv` there.
-
-    Files that are there and whole are kept, so an interrupted download goes on where it stopped. `options` go to
-    `fetch_all`. Returns the failures: image_id, url, reason.
-    """
-    files = inspect_images(annotations["image_id"], index_files(folder), allow_modified, hashed=False)
-    lacking = annotations[(files["problem"] != "").to_numpy()]
-    url_of = dict(zip(lacking["image_id"], lacking["url"], strict=True))
-    failures = [(image_id, "", "the annotations give no URL") for image_id, url in url_of.items() if not url]
-    wanted = {image_id: url for image_id, url in url_of.items() if url}
-    print(f"{len(annotations) - len(lacking):,} images are there, {len(wanted):,} to fetch", flush=True)
-    images = os.path.join(folder, "images")
-    os.makedirs(images, exist_ok=True)
-    try:
-        for image_id, content, reason in fetch_all(wanted, requests_per_second=requests_per_second, **options):
-            reason = reason or content_problem(image_id, content, allow_modified)
-            if reason:
-                failures.append((image_id, wanted[image_id], reason))
-            else:
-                _write_whole(os.path.join(images, f"{image_id}.jpg"), content)
-    finally:
-        table = pd.DataFrame(failures, columns=["image_id", "url", "reason"])
-        _write_whole(os.path.join(folder, FAILURES_NAME), table.to_csv(index=False).encode())
-    print(f"{len(url_of) - len(table):,} fetched; {len(table):,} could not be had, listed in {FAILURES_NAME}")
-    return table
-
-
-def _write_whole(path: str, content: bytes) -> None:
-    with open(path + ".partial", "wb") as file:
-        file.write(content)
-    os.replace(path + ".partial", path)
-
-
-# --- coverage --------------------------------------------------------------------------------------------------------
+# --- what is told and published --------------------------------------------------------------------------------------
 
 
 def coverage_by(rows: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
@@ -396,6 +180,16 @@ def coverage_markdown(rows: pd.DataFrame) -> str:
         for row in coverage_by(rows, [column]).itertuples(index=False):
             lines.append(f"| {title} | {row[0]} | {row.rows:,} | {row.images:,} | {row.share:.1%} |")
     return "\n".join(lines)
+
+
+def annotations_table(annotations: pd.DataFrame, manifest: pd.DataFrame | None = None) -> pd.DataFrame:
+    """What may be published: the annotations (see `read_annotations`) and never an image.
+
+    With a split manifest (image_id, lesion_id, split), its two columns follow, empty for images that were not had.
+    """
+    if manifest is None:
+        return annotations
+    return annotations.merge(manifest[["image_id", "lesion_id", "split"]], on="image_id", how="left").fillna("")
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
@@ -445,18 +239,28 @@ def card_text(builder: Fitzpatrick17k) -> str:
 
 
 def main() -> None:
-    parser = command_parser("Prepare Fitzpatrick17k as Parquet, for local use.", "data/fitzpatrick17k")
+    parser = command_parser(
+        "Prepare Fitzpatrick17k as Parquet with splits by lesion, for local use.", "data/fitzpatrick17k"
+    )
     parser.add_argument("--data_dir", required=True, help=f"folder of {ANNOTATIONS_NAME} and the images")
-    parser.add_argument("--config_name", choices=list(CONFIGURATIONS), default=Fitzpatrick17k.DEFAULT_CONFIG_NAME)
-    parser.add_argument("--download", action="store_true", help="fetch the images that are not there from the atlases")
+    parser.add_argument(
+        "--config_name",
+        choices=list(CONFIGURATIONS),
+        default=Fitzpatrick17k.DEFAULT_CONFIG_NAME,
+        help="which of the annotated rows (default: %(default)s)",
+    )
+    parser.add_argument("--download", action="store_true", help="first fetch what is not there from the atlases")
     parser.add_argument("--requests_per_second", type=float, default=2.0, help="of --download (default: %(default)s)")
-    parser.add_argument("--allow_modified_images", action="store_true", help="take images whose md5 is not their name")
-    parser.add_argument("--duplicates", help="CSV of known duplicates: two columns of ids, or one and `cluster`")
+    parser.add_argument("--allow_modified_images", action="store_true", help="take images whose MD5 is not their name")
+    parser.add_argument(
+        "--duplicates",
+        help="CSV of known duplicates: two columns of ids, or one and `cluster` (default: found by a perceptual hash)",
+    )
     args = parser.parse_args()
     if args.requests_per_second <= 0:
         raise UserError(f"--requests_per_second {args.requests_per_second:g}: give more than 0")
+    check_output_dir(args.output_dir, args.overwrite_output_dir)
     if args.download:
-        check_output_dir(args.output_dir, args.overwrite_output_dir)
         annotations = read_annotations(os.path.join(args.data_dir, ANNOTATIONS_NAME))
         _, chosen = CONFIGURATIONS[args.config_name]
         wanted = annotations[chosen(annotations) & (annotations["excluded"] == "")]
@@ -470,7 +274,8 @@ def main() -> None:
         max_skipped_share=args.max_skipped_share,
     )
     prepare_parquet(builder, args.output_dir, card_text, args.overwrite_output_dir, args.num_proc)
-    print(f'\nwritten to {args.output_dir}, for local use only; read it with load_dataset("{args.output_dir}")')
+    print(f"split manifest {manifest_hash(builder.manifest)[:16]}; for local use only")
+    print(next_step(args.output_dir, "fitzpatrick17k"))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,15 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 
-from .builder import SKIPPED_NAME, LesionBuilder, check_output_dir, command_parser, prepare_parquet, summarise
+from .builder import (
+    SKIPPED_NAME,
+    LesionBuilder,
+    check_output_dir,
+    command_parser,
+    next_step,
+    prepare_parquet,
+    summarise,
+)
 from .common import (
     READ_ERRORS,
     UNKNOWN,
@@ -236,7 +244,7 @@ def report(builder: HAM10000) -> str:
 def main() -> None:
     parser = command_parser("Prepare HAM10000 as Parquet with splits by lesion.", "data/ham10000")
     parser.add_argument("--data_dir", required=True, help="folder of the raw files, zipped or not")
-    parser.add_argument("--download", action="store_true", help="fetch them from Harvard Dataverse into it first")
+    parser.add_argument("--download", action="store_true", help="first fetch what is not there from Harvard Dataverse")
     args = parser.parse_args()
     check_output_dir(args.output_dir, args.overwrite_output_dir)
     if args.download:
@@ -244,8 +252,7 @@ def main() -> None:
     builder = HAM10000(data_dir=args.data_dir, seed=args.seed, max_skipped_share=args.max_skipped_share)
     prepare_parquet(builder, args.output_dir, CARD, args.overwrite_output_dir, args.num_proc)
     print(report(builder))
-    print(f"written to {args.output_dir}; train on it:")
-    print(f"  accelerate launch train_classifier.py --dataset_name {args.output_dir} --output_dir runs/ham10000")
+    print(next_step(args.output_dir, "ham10000"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Phantoms: drawn skin lesions with known truth, the embedded default data set. No patient stands behind any of them.
 
-Prepare them as Parquet with `python -m dataset_scripts.phantom --output_dir data/phantom`, or use the builder:
-`Phantom(num_images=200, image_size=64)`. Every random number hangs on (seed, lesion, image) alone: the first images do
-not change with `num_images`, and a setting such as `tone_bias` changes nothing but what it governs.
+As a command, `python -m dataset_scripts.phantom --output_dir data/phantom` writes Parquet that
+`load_dataset("data/phantom")` reads; `Phantom(num_images=200, image_size=64)` is the builder; under datasets 3.6 this
+file is also a loading script. Every random number hangs on (seed, lesion, image) alone: the first images do not change
+with `num_images`, and a setting such as `tone_bias` changes nothing but what it governs.
 """
 
 import hashlib
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 
-from .builder import LesionBuilder, LesionConfig, command_parser, prepare_parquet, summarise
+from .builder import LesionBuilder, LesionConfig, command_parser, next_step, prepare_parquet, summarise
 from .common import MELANOMA_NAMES, SKIN_TYPES, UNKNOWN, UserError, record_features, run_command
 from .phantom_drawing import ARTEFACTS, Lesion, View, draw_phantom
 from .splits import manifest_hash
@@ -324,11 +325,12 @@ def card_text(config: PhantomConfig) -> str:
 
 def main() -> None:
     defaults = PhantomConfig()
-    parser = command_parser("Draw phantoms (lesions with known truth, no patient) as Parquet.", "data/phantom")
+    parser = command_parser("Draw phantoms (no patient) as Parquet with splits by lesion.", "data/phantom")
 
     def add(name: str, help: str, **kwargs) -> None:
         default = getattr(defaults, name)
-        parser.add_argument(f"--{name}", default=default, help=f"{help} (default: %(default)s)", **kwargs)
+        shown = " ".join(map(str, default)) if "nargs" in kwargs else "none" if default is None else default
+        parser.add_argument(f"--{name}", default=default, help=f"{help} (default: {shown})", **kwargs)
 
     add("num_images", "images to draw", type=int)
     add("image_size", "pixels a side, 16 to 1024", type=int)
@@ -344,8 +346,8 @@ def main() -> None:
     builder = Phantom(**arguments)
     prepare_parquet(builder, output_dir, card_text(builder.config), overwrite, num_proc)
     print(f"phantoms (drawn, no patient): {summarise(sample_records(builder.config))}")
-    print(f"split manifest {manifest_hash(builder.manifest)[:16]}; written to {output_dir}; train on it:")
-    print(f"  accelerate launch train_classifier.py --dataset_name {output_dir} --output_dir runs/phantom")
+    print(f"split manifest {manifest_hash(builder.manifest)[:16]}")
+    print(next_step(output_dir, "phantom"))
 
 
 if __name__ == "__main__":

@@ -186,7 +186,7 @@ def test_two_processes_score_as_one_does(trained, phantoms, tmp_path):
     script, *arguments = command(*evaluate, "--output_dir", two)[1:]
     result = subprocess.run([sys.executable, *both, script, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    assert "2 processes" in result.stdout
+    assert "2 process(es)" in result.stdout
     pd.testing.assert_frame_equal(predictions(one), predictions(two))
 
 

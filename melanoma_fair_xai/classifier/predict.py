@@ -24,7 +24,7 @@ def predict_logits(
     batch_size: int,
     description: str,
 ) -> np.ndarray:
-    """Logits float32 (len(rows), classes) of the rows of uint8 pixels (N, H, W, 3), on every process, in evaluation mode.
+    """Logits float32 (len(rows), classes) of rows of uint8 pixels (N, H, W, 3), on every process, in evaluation mode.
 
     Whole batches are dealt to the processes in turn, so that every batch, and with it every last bit, is the same for
     any number of them. Precision is that of the caller's autocast.
@@ -44,7 +44,7 @@ def predict_logits(
 
 
 def melanoma_scores(logits: np.ndarray, positive: Sequence[int]) -> np.ndarray:
-    """The probability of melanoma, float64 (n,) in [0, 1], of logits (n, classes): the sum over the positive classes."""
+    """The probability of melanoma, float64 (n,) in [0, 1], of logits (n, classes): the positive classes together."""
     return softmax(logits.astype(np.float64), axis=1)[:, positive].sum(axis=1)
 
 
@@ -53,8 +53,8 @@ def prediction_table(
 ) -> pd.DataFrame:
     """One row per image: image_id, lesion_id, label (0/1: melanoma), score in [0, 1], fold, threshold, group columns.
 
-    `table` as in `Records`; logits (n, classes) and labels (n,) class indices. With more than two classes the probability
-    of each follows as `probability_<name>`.
+    `table` as in `Records`; logits (n, classes) and labels (n,) class indices. With more than two classes the
+    probability of each follows as `probability_<name>`.
     """
     predictions = table[["image_id", "lesion_id"]].assign(
         label=np.isin(labels, info.positive).astype(np.int64),

@@ -2,21 +2,17 @@
 
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 import pandas as pd
+from matplotlib.figure import Figure
 from sklearn import metrics
-
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt  # noqa: E402  (the backend must be chosen first)
 
 # Okabe and Ito's colours, which the colour-blind can tell apart.
 BLUE, ORANGE, GREEN = "#0072B2", "#D55E00", "#009E73"
 
 
 def ranking_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """`loss` (cross-entropy), `roc_auc` and `balanced_accuracy` (of the likeliest class) on class labels (n,), logits (n, k).
+    """`loss` (cross-entropy), `roc_auc` and `balanced_accuracy` (of the likeliest class); labels (n,), logits (n, k).
 
     With more than two classes the AUC is the mean of one class against the rest over the classes that are there; it is
     NaN where fewer than two are.
@@ -62,7 +58,8 @@ def operating_metrics(predictions: pd.DataFrame) -> dict[str, float | int]:
 def plot_training(history: list[dict], path: Path, title: str) -> None:
     """Training and validation loss, and validation AUC and balanced accuracy, by epoch."""
     epochs = [entry["epoch"] + 1 for entry in history]
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+    figure = Figure(figsize=(9, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2)
     left.plot(epochs, [entry["train_loss"] for entry in history], color=ORANGE, label="training (augmented)")
     left.plot(epochs, [entry["validation_loss"] for entry in history], color=BLUE, label="validation")
     left.set(xlabel="epoch", ylabel="cross-entropy", title="loss")
@@ -85,7 +82,8 @@ def plot_training(history: list[dict], path: Path, title: str) -> None:
 
 def plot_roc(predictions: dict[str, pd.DataFrame], path: Path, title: str) -> None:
     """ROC curves by split, each with its operating point."""
-    figure, axis = plt.subplots(figsize=(4.6, 4.6), layout="constrained")
+    figure = Figure(figsize=(4.8, 5.2), layout="constrained")
+    axis = figure.subplots()
     axis.plot([0, 1], [0, 1], color="0.7", linewidth=1)
     for (split, table), colour in zip(predictions.items(), (BLUE, ORANGE, GREEN), strict=False):
         summary = operating_metrics(table)
@@ -101,9 +99,6 @@ def plot_roc(predictions: dict[str, pd.DataFrame], path: Path, title: str) -> No
     _save(figure, path)
 
 
-def _save(figure: plt.Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        figure.savefig(path, dpi=150, metadata={"Software": None})
-    finally:
-        plt.close(figure)
+    figure.savefig(path, dpi=150, metadata={"Software": None})

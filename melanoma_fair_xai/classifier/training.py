@@ -1,6 +1,7 @@
 """The training loop of a classifier: steps, validation after each epoch, checkpoints, the best weights kept."""
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -85,7 +86,7 @@ def balanced_weights(labels: np.ndarray) -> np.ndarray:
 
 
 class ClassifierTraining:
-    """A network, its optimiser and its data under one Accelerator; `run` trains and leaves the best weights in `network`."""
+    """A network, its optimiser and its data under one Accelerator; `run` leaves the best weights in `network`."""
 
     def __init__(
         self,
@@ -151,26 +152,32 @@ class ClassifierTraining:
     def run(self) -> None:
         """Train from the start or the checkpoint to resume from; UserError for a loss that is not finite."""
         self._resume()
-        done = self.progress.global_step
-        with (
-            StopSignal() as self.stop,
-            tqdm(
-                total=self.total_steps,
-                initial=done,
-                desc="training",
-                unit="step",
-                disable=not self.accelerator.is_main_process,
-            ) as self.bar,
-        ):
-            # An epoch is unfinished until its validation is done, also where the last checkpoint stands between the two.
+        every = self.options.checkpointing_steps
+        bar = tqdm(
+            total=self.total_steps,
+            initial=self.progress.global_step,
+            desc="training",
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        )
+        with StopSignal() as stop, bar:
+            # An epoch is unfinished until its validation is done, also if the last checkpoint stands between them.
             while self.progress.global_step < self.total_steps or self.progress.batch_in_epoch:
-                if self.progress.global_step < self.total_steps:
-                    self._train_epoch()
-                self._validate()
+                for step in self.epoch_steps():
+                    bar.update()
+                    if step % LOGGING_STEPS == 0:
+                        bar.set_postfix(loss=f"{self._log():.3f}")
+                    if every and step % every == 0:
+                        self._save()
+                    if stop.requested(self.accelerator):
+                        self._save()
+                        advice = f"checkpoint-{step} is written; continue with --resume_from_checkpoint latest"
+                        stop.exit(self.accelerator, advice)
+                self.accelerator.print(f"\n{self._validate()}")
                 self.progress.finish_epoch()
-                if self.options.checkpointing_steps is None or self.progress.global_step == self.total_steps:
+                if every is None or self.progress.global_step == self.total_steps:
                     self._save()
-        if self.progress.best_weights is not None:
+        if self.progress.best_weights is not None:  # None: every AUC was NaN, and the last weights stand
             self.network.load_state_dict(self.progress.best_weights)
 
     def _resume(self) -> None:
@@ -199,27 +206,19 @@ class ClassifierTraining:
             facts=self._facts(),
         )
 
-    def _train_epoch(self) -> None:
+    def epoch_steps(self) -> Iterator[int]:
+        """Train through what is left of the epoch; yields the number of optimiser steps so far after each of them."""
+        if self.progress.global_step >= self.total_steps:
+            return
         self.model.train()
-        every = self.options.checkpointing_steps
         for batch in epoch_batches(self.accelerator, self.loader, self.progress):
-            self._step(batch)
-            if not self.accelerator.sync_gradients:
-                continue
-            step = self.progress.global_step
-            if step % LOGGING_STEPS == 0:
-                self._log()
-            if every and step % every == 0:
-                self._save()
-            if self.stop.requested(self.accelerator):
-                self._save()
-                self.stop.exit(
-                    self.accelerator, f"checkpoint-{step} is written; continue with --resume_from_checkpoint latest"
-                )
-            if step == self.total_steps:
-                break
+            self._train_on(batch)
+            if self.accelerator.sync_gradients:
+                yield self.progress.global_step
+                if self.progress.global_step == self.total_steps:
+                    return
 
-    def _step(self, batch: dict[str, torch.Tensor]) -> None:
+    def _train_on(self, batch: dict[str, torch.Tensor]) -> None:
         with self.accelerator.accumulate(self.model):
             images = augment(batch["pixels"], batch["parameters"])
             inputs = normalise(images, self.task.data_config).contiguous(memory_format=torch.channels_last)
@@ -236,29 +235,31 @@ class ClassifierTraining:
             self.scheduler.step()
             self.ema.update(self.model)
             self.progress.global_step += 1
-            self.bar.update()
 
-    def _check_losses(self) -> float | None:
-        """The mean loss since the last check, over all processes; UserError at the first that is not finite."""
+    def _check_losses(self) -> float:
+        """The mean loss of the batches since the last check, over all processes; UserError at the first not finite."""
         if not self.losses:
-            return None
-        losses = self.accelerator.reduce(torch.stack(self.losses), "mean").tolist()
+            return math.nan
+        means = self.accelerator.reduce(torch.stack(self.losses), "mean")
         self.losses.clear()
-        first = self.progress.global_step - len(losses) // self.options.gradient_accumulation_steps + 1
-        for number, loss in enumerate(losses):
-            check_finite(loss, first + number // self.options.gradient_accumulation_steps)
+        batches_per_step = self.options.gradient_accumulation_steps
+        first = self.progress.global_step - len(means) // batches_per_step + 1
+        for number, loss in enumerate(means.tolist()):
+            if not math.isfinite(loss):
+                check_finite(self.accelerator, means[number], first + number // batches_per_step)
             # One by one: the sum must not depend on when it was last checked.
             self.progress.loss_sum += loss
             self.progress.loss_count += 1
-        return sum(losses) / len(losses)
+        return float(means.mean())
 
-    def _log(self) -> None:
+    def _log(self) -> float:
         loss = self._check_losses()
         rate = self.scheduler.get_last_lr()[0]
         self.accelerator.log({"train/loss": loss, "train/learning_rate": rate}, step=self.progress.global_step)
-        self.bar.set_postfix(loss=f"{loss:.3f}")
+        return loss
 
-    def _validate(self) -> None:
+    def _validate(self) -> str:
+        """Score validation with the averaged weights and keep them if they are the best so far; says how it went."""
         self._check_losses()
         with self.ema.applied(self.model), self.accelerator.autocast():
             logits = predict_logits(
@@ -271,12 +272,9 @@ class ClassifierTraining:
                 "validating",
             )
             values = ranking_metrics(self.task.labels[self.validation_rows], logits)
-            # With one class in validation there is no AUC; the loss then chooses.
-            value = -values["loss"] if math.isnan(values["roc_auc"]) else values["roc_auc"]
-            best = self.progress.update_best(value, self.network.state_dict())
+            best = self.progress.update_best(values["roc_auc"], self.network.state_dict())
         named = {f"validation_{name}": number for name, number in values.items()}
-        self.progress.record(train_loss=self.progress.loss_sum / max(self.progress.loss_count, 1), **named)
+        self.progress.record(train_loss=self.progress.loss_sum / self.progress.loss_count, **named)
         self.accelerator.log({f"validation/{k}": v for k, v in values.items()}, step=self.progress.global_step)
         text = ", ".join(f"{name} {number:.4f}" for name, number in values.items())
-        if self.accelerator.is_main_process:
-            self.bar.write(f"epoch {self.progress.epoch + 1}: {text}{' (best)' if best else ''}")
+        return f"epoch {self.progress.epoch + 1}: {text}{' (best)' if best else ''}"

@@ -1,7 +1,7 @@
 """Augmentation for lesions, whole batches at a time on the model's device.
 
-Each image's parameters are drawn beforehand from a generator of its own (seed, epoch, index), so that what an image looks
-like does not depend on batches, workers, processes or restarts.
+Each image's parameters are drawn beforehand from a generator of its own (seed, epoch, index), so that what an image
+looks like does not depend on batches, workers, processes or restarts.
 """
 
 import dataclasses
@@ -23,9 +23,9 @@ PARAMETERS += ("red", "green", "blue", "shade_x", "shade_y")
 class Augmentation:
     """Strengths. Lesions have no upright side, so flips and quarter turns are always on.
 
-    `min_area` is the smallest share of the image that a random crop keeps; the rest are half-widths of relative changes
-    (0.2: factors from 0.8 to 1.2) of brightness, contrast, saturation, of each colour channel (white balance), and of a
-    linear fall of illumination across the image.
+    `min_area` is the smallest share of the image that a random crop keeps; the rest are half-widths of relative
+    changes (0.2: factors from 0.8 to 1.2) of brightness, contrast, saturation, of each colour channel (white balance),
+    and of a linear fall of illumination across the image.
     """
 
     min_area: float = 0.5
@@ -79,7 +79,7 @@ def adjust_colour(
     balance: torch.Tensor,
     shade: torch.Tensor,
 ) -> torch.Tensor:
-    """Colour and illumination of float images (N, 3, H, W) in [0, 255]: factors (N,), `balance` (N, 3), `shade` (N, 2).
+    """Change float images (N, 3, H, W) in [0, 255] by factors (N,), `balance` (N, 3) and `shade` (N, 2).
 
     `shade` is the relative change of light from the centre to the right and to the lower border.
     """

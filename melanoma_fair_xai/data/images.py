@@ -9,9 +9,6 @@ import PIL.ImageOps
 import timm.data
 import torch
 
-# Whole photograph, no crop: a lesion near the border of a 4:3 dermoscopic image must not be cut off.
-WHOLE_IMAGE = {"crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
-
 
 def open_rgb(content: bytes) -> PIL.Image.Image:
     """A file's bytes as an upright 8-bit RGB image. Raises OSError or ValueError for what is no whole image.
@@ -35,7 +32,7 @@ def pixel_transform(data_config: dict) -> Callable[[PIL.Image.Image], torch.Tens
 
 
 def normalise(pixels: torch.Tensor, data_config: dict) -> torch.Tensor:
-    """uint8 or float (N, 3, H, W) in [0, 255] to the model's float32 input, in the order of torchvision's operations."""
+    """uint8 or float (N, 3, H, W) in [0, 255] to the model's float32 input, in torchvision's order."""
     mean = torch.tensor(data_config["mean"], device=pixels.device).view(3, 1, 1)
     std = torch.tensor(data_config["std"], device=pixels.device).view(3, 1, 1)
     return pixels.float().div(255).sub(mean).div(std)

@@ -71,8 +71,8 @@ class Records:
         first, reason = next(iter(problems.items()))
         if len(problems) > max_share * len(self.table):
             raise UserError(
-                f"{self.name}: {len(problems)} of {len(self.table)} images cannot be used, more than --max_skipped_share "
-                f"{max_share:g} allows; the first: {self.table['image_id'][first]}: {reason}"
+                f"{self.name}: {len(problems)} of {len(self.table)} images cannot be used, more than "
+                f"--max_skipped_share {max_share:g} allows; the first: {self.table['image_id'][first]}: {reason}"
             )
         table = self.table.copy()
         table.loc[list(problems), "split"] = UNUSABLE
@@ -88,8 +88,8 @@ def load_records(
     split_manifest: str | None = None,
     max_skipped_share: float = 0.05,
 ) -> Records:
-    """Load `ham10000`, `fitzpatrick17k` or `phantom` (from raw files in `data_dir`), a prepared folder, or any folder or
-    Hub id that `load_dataset` reads.
+    """Load `ham10000` or `fitzpatrick17k` from raw files in `data_dir`, `phantom`, or any folder or Hub id that
+    `load_dataset` reads.
 
     Splits are those of `split_manifest`, else the data set's own, else made by lesion. Raises UserError for what is
     missing, and for a lesion that crosses splits.
@@ -167,8 +167,8 @@ def _read_table(part: datasets.Dataset, columns: ColumnNames, name: str, split: 
         table["lesion_id"] = _names(meta, lesion)
     else:
         print(
-            f"warning: {name} has no column lesion_id; every image counts as a lesion of its own, so two images of one "
-            "lesion may stand on both sides of a split (--lesion_column_name)",
+            f"warning: {name} has no column lesion_id; every image counts as a lesion of its own, so two images of "
+            "one lesion may stand on both sides of a split (--lesion_column_name)",
             file=sys.stderr,
         )
         table["lesion_id"] = table["image_id"]

@@ -31,8 +31,8 @@ def apply_target(
 ) -> tuple[Records, Target, np.ndarray]:
     """The records that take part, the target, and their labels (int64, one per row).
 
-    `label_names` gives the order of an existing model's outputs for `diagnosis`. Raises UserError if the data set cannot
-    answer the question.
+    `label_names` gives the order of an existing model's outputs for `diagnosis`. Raises UserError if the data set
+    cannot answer the question.
     """
     table = records.table
     keep = np.ones(len(table), dtype=bool)

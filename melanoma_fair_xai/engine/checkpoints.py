@@ -17,7 +17,7 @@ from accelerate.utils import gather_object, load
 
 from dataset_scripts.common import UserError
 
-from .launch import on_main_process
+from .launch import common_error, on_main_process
 from .run_folder import LATEST, PARTIAL_PREFIX, plain, remove, sync_to_disk, write_json
 
 CHECKSUMS_NAME = "checksums.json"
@@ -63,7 +63,7 @@ def save_checkpoint(
     except _WriteError as error:
         if accelerator.is_main_process:
             _remove_if_there(partial)
-        raise UserError(f"{target}: could not be written ({error}); earlier checkpoints are intact") from None
+        raise common_error(f"{target}: could not be written ({error}); earlier checkpoints are intact") from None
     if accelerator.is_main_process and total_limit is not None:
         # Later ones are of a run that was taken back to an earlier step; they are no measure of what is old.
         older = [path for path in list_checkpoints(output_dir) if checkpoint_step(path) < step]

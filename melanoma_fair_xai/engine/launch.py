@@ -64,11 +64,19 @@ def on_main_process(accelerator: accelerate.Accelerator, function: Callable[[], 
     return result
 
 
+def common_error(message: str) -> BaseException:
+    """What to raise for an error that every process finds alike: said by the main process, exit code 2 in all."""
+    return UserError(message) if accelerate.PartialState().is_main_process else SystemExit(2)
+
+
 def check_finite(value: float | torch.Tensor, step: int, name: str = "loss") -> None:
-    """UserError if a loss or gradient norm is NaN or infinite. Give the mean over processes: all then stop alike."""
+    """UserError if a loss or gradient norm is NaN or infinite. Give the mean over processes, so that all find it.
+
+    A tensor makes it wait for the device; collect the values of some steps, and check them before each checkpoint.
+    """
     value = float(value)
     if not math.isfinite(value):
-        raise UserError(
+        raise common_error(
             f"the {name} is {value} at step {step}: lower --learning_rate, clip with --max_grad_norm, or use "
             "--mixed_precision no;\ncheckpoints written before are intact, see --resume_from_checkpoint"
         )

@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from .seeding import sample_generator
+from .signals import leave_signals_to_parent
 
 
 class EpochSampler(torch.utils.data.Sampler):
@@ -64,6 +65,7 @@ def training_loader(
         num_workers=num_workers,
         # Without a generator of its own, each iteration draws from the global one and shifts dropout and noise.
         generator=torch.Generator().manual_seed(sampler.seed),
+        worker_init_fn=leave_signals_to_parent,
         persistent_workers=num_workers > 0,
         **options,
     )

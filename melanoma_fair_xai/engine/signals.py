@@ -1,13 +1,28 @@
 """Ending a run when it is asked to: at the next step, with a checkpoint, in all processes together."""
 
-import mmap
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 
 import accelerate
 import torch
+
+
+def leave_signals_to_parent(worker_id: int = 0) -> None:
+    """A `worker_init_fn` for loaders: Ctrl-C and SIGTERM, which terminals and clusters send to all processes of a job,
+    would end the workers before the training process has written its checkpoint."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_wait_for_end_by_parent, daemon=True).start()
+
+
+def _wait_for_end_by_parent() -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
+        pass
+    os._exit(0)
 
 
 class StopSignal:
@@ -20,16 +35,13 @@ class StopSignal:
                     save_checkpoint(...)
                     stop.exit(accelerator, "checkpoint-40 is written; continue with --resume_from_checkpoint latest")
 
-    A second Ctrl-C interrupts at once. Loading workers that are started inside the block leave it to this process to
-    act on signals, which terminals and clusters send to them as well.
+    A second Ctrl-C interrupts at once.
     """
 
     def __init__(self):
         self.received: int | None = None
         self._launcher = os.getppid() if "ACCELERATE_MIXED_PRECISION" in os.environ else None
         self._group = None
-        self._process = os.getpid()
-        self._ended = mmap.mmap(-1, 1)  # shared with workers that are forked
 
     def __enter__(self) -> "StopSignal":
         numbers = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -37,15 +49,10 @@ class StopSignal:
         return self
 
     def __exit__(self, *_) -> None:
-        self._ended[0] = 1
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if os.getpid() != self._process:  # in a worker: Python ends it by SIGTERM after the block, or waits for ever
-            if self._ended[0] and number == signal.SIGTERM:
-                os._exit(0)
-            return
         if number == signal.SIGINT and self.received == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
@@ -55,13 +62,14 @@ class StopSignal:
         # A signal to `accelerate launch` kills the launcher alone: its child then has another parent.
         if self._launcher is not None and os.getppid() != self._launcher:
             self.received = self.received or signal.SIGTERM
-        if accelerator.num_processes > 1:
-            if self._group is None:
-                self._group = torch.distributed.new_group(backend="gloo")  # does not wait for the device
-            received = torch.tensor(self.received or 0)
-            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, group=self._group)
-            self.received = int(received) or None
-        return self.received is not None
+        if accelerator.num_processes == 1:
+            return self.received is not None
+        if self._group is None:
+            self._group = torch.distributed.new_group(backend="gloo")  # does not wait for the device
+        agreed = torch.tensor(self.received or 0)
+        torch.distributed.all_reduce(agreed, torch.distributed.ReduceOp.MAX, group=self._group)
+        self.received = int(agreed) or self.received  # a signal that came meanwhile counts at the next step
+        return bool(agreed)
 
     def exit(self, accelerator: accelerate.Accelerator, message: str) -> None:
         """Say why the run ends, once, and end with the exit code that shells give to the signal (130 for Ctrl-C)."""

@@ -9,9 +9,10 @@ import timm
 import torch
 
 from melanoma_fair_xai.data.cache import cache_folder, decode_once
-from melanoma_fair_xai.data.images import WHOLE_IMAGE, normalise, open_rgb, pixel_transform
+from melanoma_fair_xai.data.images import normalise, open_rgb, pixel_transform
 
-DATA_CONFIG = {"input_size": (3, 32, 32), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), **WHOLE_IMAGE}
+DATA_CONFIG = {"input_size": (3, 32, 32), "mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+DATA_CONFIG |= {"crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bicubic"}
 
 
 def jpeg(seed: int, size: tuple[int, int] = (80, 60), **save_options) -> bytes:

@@ -18,7 +18,7 @@ import PIL.Image
 import PIL.ImageFilter
 import pytest
 
-from dataset_scripts import fitzpatrick17k
+from dataset_scripts import fitzpatrick17k, fitzpatrick17k_images
 from dataset_scripts.common import UserError, run_command
 from dataset_scripts.fitzpatrick17k import (
     CONFIGURATIONS,
@@ -28,8 +28,8 @@ from dataset_scripts.fitzpatrick17k import (
     coverage_by,
     download_images,
     read_annotations,
-    source_of,
 )
+from dataset_scripts.fitzpatrick17k_annotations import source_of
 
 SKIN_TYPE = {"1": "I", "2": "II", "3": "III", "4": "IV", "5": "V", "6": "VI", "-1": "unknown"}
 HEADER = "md5hash,fitzpatrick_scale,fitzpatrick_centaur,label,nine_partition_label,three_partition_label,qc,url"
@@ -491,14 +491,14 @@ def test_download(remote, atlas, capsys):
 
 def test_an_interrupted_download_keeps_its_images_and_its_list(remote, atlas, monkeypatch):
     annotations = read_annotations(str(remote.folder / "fitzpatrick17k.csv"))
-    whole = fitzpatrick17k._write_whole
+    whole = fitzpatrick17k_images._write_whole
 
     def interrupt(path, content):
         whole(path, content)
         if path.endswith(f"{list(remote.contents)[9]}.jpg"):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(fitzpatrick17k, "_write_whole", interrupt)
+    monkeypatch.setattr(fitzpatrick17k_images, "_write_whole", interrupt)
     with pytest.raises(KeyboardInterrupt):
         download_images(annotations, str(remote.folder), **FAST)
     assert len(list((remote.folder / "images").iterdir())) == 2
@@ -535,6 +535,7 @@ def test_the_command_prepares_a_folder_that_load_dataset_reads(raw, tmp_path, ru
     code, printed, errors = run(*flags, "--allow_modified_images", "--num_proc", "2")
     assert code == 0, errors
     assert "coverage: 37 of 38 images" in printed and "1 duplicate clusters, 2 images" in printed
+    assert f"accelerate launch train_classifier.py --dataset_name {output} --output_dir runs/" in printed
     prepared = datasets.load_dataset(str(output), cache_dir=str(tmp_path / "cache"))
     assert len(column(prepared, "image_id")) == 37
     assert sorted(path.name for path in output.glob("*.csv")) == [

@@ -1,10 +1,8 @@
 import csv
 import io
-import json
 import os
 import subprocess
 import sys
-import venv
 import zipfile
 from pathlib import Path
 
@@ -489,43 +487,6 @@ def test_download_fetches_every_file_with_its_checksum(tmp_path, monkeypatch):
     assert ("http://127.0.0.1:1/datafile/4338392?format=original", "HAM10000_metadata.csv") in [a[:2] for a in asked]
     assert [md5 for *_, md5 in asked] == [md5 for _, md5 in ham10000.DATAVERSE_FILES.values()]
     assert all(len(md5) == 32 for *_, md5 in asked) and (tmp_path / "new" / "folder").is_dir()
-
-
-SCRIPT = """
-import json, sys
-import datasets
-arguments = dict(data_dir=sys.argv[2], trust_remote_code=True)
-loaded = datasets.load_dataset(sys.argv[1], **arguments)
-streamed = datasets.load_dataset(sys.argv[1], streaming=True, **arguments)
-assert [row["image_id"] for row in streamed["test"]] == loaded["test"]["image_id"][:]
-print(json.dumps({name: [row["image"].size[0], row["image_id"]] for name, rows in loaded.items() for row in rows}))
-prepared = datasets.load_dataset(sys.argv[3])
-print(json.dumps({name: rows["image_id"][:] for name, rows in loaded.items()}))
-print(json.dumps({name: rows["image_id"][:] for name, rows in prepared.items()}))
-"""
-
-
-@pytest.mark.slow
-def test_as_a_loading_script_under_datasets_3(tmp_path):
-    venv.create(tmp_path / "venv", with_pip=True)
-    python = tmp_path / "venv" / "bin" / "python"
-    install = [python, "-m", "pip", "install", "--quiet", "datasets==3.6.0", "pillow"]
-    installed = subprocess.run(install, capture_output=True, text=True)
-    if installed.returncode:
-        pytest.skip(f"datasets 3.6.0 cannot be had: {installed.stderr.strip().splitlines()[-1]}")
-    dataverse_zips(tmp_path / "raw")
-    one_hot(tmp_path / "raw")
-    write_files(tmp_path / "raw", {name: draw_image(99) for name in TEST_IDS}, ".jpg")
-    assert command("--data_dir", tmp_path / "raw", "--output_dir", tmp_path / "out").returncode == 0
-    (tmp_path / "script.py").write_text(SCRIPT)
-    words = [python, "script.py", REPOSITORY / "dataset_scripts" / "ham10000.py", tmp_path / "raw", tmp_path / "out"]
-    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-    environment.update(HF_HOME=str(tmp_path / "home"), HF_DATASETS_CACHE=str(tmp_path / "home" / "datasets"))
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr[-3000:]
-    _, loaded, prepared = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
-    expected = {name: rows["image_id"][:] for name, rows in build(tmp_path / "raw", tmp_path / "cache")[1].items()}
-    assert loaded == prepared == expected and "isic2018_test" in expected
 
 
 # --- the real thing --------------------------------------------------------------------------------------------------

@@ -146,9 +146,9 @@ def test_other_threads_are_noted(accelerator, run, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), r"0.weight is \[4, 3\] there and \[5, 3\] here"),
+        (nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)), r"0.bias is \[4\] there and \[5\] here"),
         (nn.Sequential(nn.Linear(3, 4)), r"1.bias is \[4\] there and absent here"),
-        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), r"2.weight is absent there and \[1, 4\]"),
+        (nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)), r"2.bias is absent there and \[1\] here"),
     ],
 )
 def test_another_architecture_is_refused(run, model, message):

@@ -1,0 +1,1 @@
+"""Side-by-side measurements against peers; results are recorded in README.md."""

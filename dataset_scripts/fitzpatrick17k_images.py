@@ -1,0 +1,103 @@
+"""Fitzpatrick17k's images: which of them a folder has, whole and unmodified, and fetching those that it lacks."""
+
+import concurrent.futures
+import hashlib
+import io
+import os
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import PIL.Image
+import tqdm.auto
+
+from .common import READ_ERRORS, image_content_problem, index_files, read_bytes, read_problem
+from .downloads import fetch_all
+from .duplicates import perceptual_hash
+
+FAILURES_NAME = "download_failures.csv"
+
+
+def content_problem(image_id: str, content: bytes, allow_modified: bool) -> str:
+    """Why bytes are not the image of that id, "" if they are: whole, and with the id as MD5 unless that is waived."""
+    problem = image_content_problem(content)
+    if problem:
+        return problem
+    if allow_modified or hashlib.md5(content).hexdigest() == image_id:
+        return ""
+    return f"modified: its md5 is {hashlib.md5(content).hexdigest()}, not its name; --allow_modified_images takes it"
+
+
+class ImageFile(NamedTuple):
+    """What was found of an image: `file` is "" where there is none, `problem` is "" where it is usable."""
+
+    image_id: str
+    file: str = ""
+    problem: str = "missing"
+    modified: bool = False
+    hash: np.ndarray | None = None
+
+
+def inspect_image(image_id: str, references: Sequence[str], allow_modified: bool, hashed: bool = True) -> ImageFile:
+    """The first usable of an image's files, else the first; with its perceptual hash if `hashed`."""
+    first = ImageFile(image_id)
+    for reference in references:
+        try:
+            content = read_bytes(reference)
+        except READ_ERRORS as error:
+            problem = f"cannot be read ({read_problem(error)})"
+        else:
+            problem = content_problem(image_id, content, allow_modified)
+        if not problem:
+            modified = hashlib.md5(content).hexdigest() != image_id
+            hash = perceptual_hash(PIL.Image.open(io.BytesIO(content))) if hashed else None
+            return ImageFile(image_id, reference, "", modified, hash)
+        first = first if first.file else ImageFile(image_id, reference, problem)
+    return first
+
+
+def inspect_images(
+    image_ids: Sequence[str], index: Mapping[str, Sequence[str]], allow_modified: bool, hashed: bool = True
+) -> pd.DataFrame:
+    """`inspect_image` for many, on all cores; `index` is that of `index_files`. One row per id, in order."""
+    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        found = pool.map(lambda name: inspect_image(name, index.get(name, ()), allow_modified, hashed), image_ids)
+        progress = tqdm.auto.tqdm(found, total=len(image_ids), desc="checking images", unit="image")
+        return pd.DataFrame(list(progress), columns=ImageFile._fields)
+
+
+def download_images(
+    annotations: pd.DataFrame, folder: str, allow_modified: bool = False, requests_per_second: float = 2.0, **options
+) -> pd.DataFrame:
+    """Fetch what `folder` lacks into its `images/`, and write what could not be had to `download_failures.csv` there.
+
+    Files that are there and whole are kept, so an interrupted download goes on where it stopped. `options` go to
+    `fetch_all`. Returns the failures: image_id, url, reason.
+    """
+    files = inspect_images(annotations["image_id"], index_files(folder), allow_modified, hashed=False)
+    lacking = annotations[(files["problem"] != "").to_numpy()]
+    url_of = dict(zip(lacking["image_id"], lacking["url"], strict=True))
+    failures = [(image_id, "", "the annotations give no URL") for image_id, url in url_of.items() if not url]
+    wanted = {image_id: url for image_id, url in url_of.items() if url}
+    print(f"{len(annotations) - len(lacking):,} images are there, {len(wanted):,} to fetch", flush=True)
+    images = os.path.join(folder, "images")
+    os.makedirs(images, exist_ok=True)
+    try:
+        for image_id, content, reason in fetch_all(wanted, requests_per_second=requests_per_second, **options):
+            reason = reason or content_problem(image_id, content, allow_modified)
+            if reason:
+                failures.append((image_id, wanted[image_id], reason))
+            else:
+                _write_whole(os.path.join(images, f"{image_id}.jpg"), content)
+    finally:
+        table = pd.DataFrame(failures, columns=["image_id", "url", "reason"])
+        _write_whole(os.path.join(folder, FAILURES_NAME), table.to_csv(index=False).encode())
+    print(f"{len(url_of) - len(table):,} fetched; {len(table):,} could not be had, listed in {FAILURES_NAME}")
+    return table
+
+
+def _write_whole(path: str, content: bytes) -> None:
+    with open(path + ".partial", "wb") as file:
+        file.write(content)
+    os.replace(path + ".partial", path)
