@@ -199,10 +199,10 @@ def train_and_evaluate(
         export_classifier(network, folder, info)
         plot_training(run.progress.history, folder / "figures" / "training.png", title(task.records, data, model_args))
     accelerator.wait_for_everyone()
-    accelerator.end_training()
     # What is scored is what was exported, so that scores and threshold hold for whoever loads it.
     exported, info = load_classifier(folder)
     report(accelerator, folder, exported, info, task, ["validation", "test"], data, model_args, training)
+    accelerator.end_training()
 
 
 def evaluate_only(
@@ -236,7 +236,13 @@ def load_target(
             data.split_manifest,
             data.max_skipped_share,
         )
-    return apply_target(records, data.target, data.confirmed_by_histology, info and info.label_names)
+    selected = apply_target(records, data.target, data.confirmed_by_histology, info and info.label_names)
+    if info and info.label_names != selected[1].label_names:
+        raise UserError(
+            f"--target {data.target}: the model tells {', '.join(info.label_names)} apart; "
+            "give the --target that it was trained for"
+        )
+    return selected
 
 
 def make_task(

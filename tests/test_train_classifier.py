@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState, GradientState
 from conftest import REPOSITORY
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
+from tensorboard.backend.event_processing import event_accumulator
 
 import train_classifier
 from dataset_scripts.common import run_command
@@ -144,8 +145,9 @@ def test_the_same_command_gives_the_same_result_and_another_seed_another(trained
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_resumes_to_the_same_bits(trained, phantoms, tmp_path, monkeypatch, number):
     folder, _ = trained
-    output = tmp_path / "killed"
-    arguments = ["--dataset_name", phantoms, "--output_dir", output, *TINY, "--num_train_epochs", 2]
+    monkeypatch.chdir(tmp_path)
+    output = tmp_path / "runs" / "classifier"
+    arguments = ["--dataset_name", phantoms, *TINY, "--num_train_epochs", 2]
     process = subprocess.Popen(command(*arguments, "--checkpointing_steps", 1), stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 240
     while not any(output.glob("checkpoint-*")) and process.poll() is None and time.monotonic() < deadline:
@@ -156,7 +158,7 @@ def test_a_killed_run_resumes_to_the_same_bits(trained, phantoms, tmp_path, monk
     assert not (output / "model.safetensors").exists()
     if number == signal.SIGTERM:
         assert "continue with --resume_from_checkpoint latest" in stderr
-    launch(monkeypatch, "--output_dir", output, "--resume_from_checkpoint", "latest")
+    launch(monkeypatch, "--resume_from_checkpoint", "latest")
     assert_same_run(folder, output)
 
 
@@ -173,6 +175,7 @@ def test_eval_only_repeats_the_runs_own_test(trained, phantoms, tmp_path, monkey
         tmp_path / "e",
     )
     pd.testing.assert_frame_equal(predictions(tmp_path / "e"), predictions(folder))
+    assert not (tmp_path / "e" / "model.safetensors").exists()
     values = json.loads((tmp_path / "e" / "metrics.json").read_text())["splits"]
     assert values["test"] == json.loads((folder / "metrics.json").read_text())["splits"]["test"]
 
@@ -207,10 +210,18 @@ def test_fine_tuning_starts_from_the_earlier_weights(trained, phantoms, tmp_path
     assert json.loads((tmp_path / "head" / "config.json").read_text())["label_names"] == ["nevus", "melanoma"]
 
 
-def test_the_diagnosis_itself_as_target(phantoms, tmp_path, monkeypatch):
-    launch(monkeypatch, "--target", "diagnosis", "--dataset_name", phantoms, "--output_dir", tmp_path / "d", *SHORT)
+def test_the_diagnosis_itself_as_target(phantoms, tmp_path, monkeypatch, capsys):
+    run = ["--target", "diagnosis", "--dataset_name", phantoms, "--output_dir", tmp_path / "d", *SHORT]
+    launch(monkeypatch, *run, "--gradient_accumulation_steps", 2, "--report_to", "tensorboard")
     table = predictions(tmp_path / "d")
     assert table["label"].tolist() == (table["diagnosis"] == "melanoma").astype(int).tolist()
+    events = event_accumulator.EventAccumulator(str(next((tmp_path / "d" / "logs").glob("events*"))))
+    events.Reload()
+    assert [event.step for event in events.Scalars("validation/roc_auc")] == [3]
+    evaluate = ["--eval_only", "--model_name_or_path", tmp_path / "d", "--dataset_name", phantoms]
+    with pytest.raises(SystemExit):
+        launch(monkeypatch, *evaluate, "--output_dir", tmp_path / "e")
+    assert "--target melanoma_vs_rest: the model tells melanoma, nevus apart" in capsys.readouterr().err
 
 
 def write_ham10000(folder, images: int = 160) -> pd.DataFrame:

@@ -167,7 +167,7 @@ class ClassifierTraining:
                     bar.update()
                     if step % LOGGING_STEPS == 0:
                         bar.set_postfix(loss=f"{self._log():.3f}")
-                    if every and step % every == 0:
+                    if every and step % every == 0 and step < self.total_steps:  # the last one follows validation
                         self._save()
                     if stop.requested(self.accelerator):
                         self._save()

@@ -36,7 +36,10 @@ class TrainingProgress:
     def update_best(
         self, value: float, weights: dict[str, torch.Tensor] | None = None, greater_is_better: bool = True
     ) -> bool:
-        """Whether `value` is the best so far, and if so, keep it and a copy of the weights. NaN and a tie are not."""
+        """Whether `value` is the best so far, and if so, keep it and a copy of the weights. NaN and a tie are not.
+
+        Both must be the same in every process: call it inside `EMA.applied`, or batch-norm statistics will differ.
+        """
         value = float(value)
         if value != value:
             return False

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 from toy_runs import differences, final_state
 
 pytestmark = pytest.mark.slow
@@ -88,6 +89,7 @@ def test_accelerate_launch_resumes_without_other_flags(tmp_path):
     assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "toy-run"))[1] == []
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with GPUs, other numbers of processes are started")
 def test_accelerate_launch_of_several_processes_without_gpus(tmp_path):
     """Either two processes run, or it says that there is one only."""
     launch = ("accelerate", "launch", "--num_machines", "1", "--mixed_precision", "no", "--num_processes", "2")

@@ -47,9 +47,9 @@ def kill_and_resume(folder, reference, processes, workers, generator, while_writ
 
     Returns the step and the number of tensors that were compared.
     """
-    step = generator.randrange(4, LAST_STEP - 4)
+    step = generator.randrange(5, LAST_STEP - 4)
     flags = ("--dataloader_num_workers", str(workers), "--num_train_epochs", EPOCHS[processes])
-    with running(folder, *FLAGS, *flags, "--checkpointing_steps", "3", processes=processes) as run:
+    with running(folder, *FLAGS, *flags, processes=processes) as run:
         run.wait_for(f"step {step}")
         if while_writing:
             run.stop_while_writing(delay=generator.uniform(0, 0.03))
@@ -229,7 +229,7 @@ def test_killed_loading_worker(references, tmp_path):
     with running(folder, *FLAGS, "--dataloader_num_workers", "2") as run:
         run.wait_for("step 9")
         psutil.Process(run.processes[0].pid).children()[0].kill()
-        assert run.wait(timeout=30) == [2]
+        assert run.wait(timeout=30) == [2], run.text
         assert "error: a data loading worker died (" in run.text and "Traceback" not in run.text
     resume_and_compare(folder, references[1])
 

@@ -4,6 +4,7 @@ A fork server that has the imports done starts a run in a fraction of a second i
 """
 
 import contextlib
+import importlib
 import multiprocessing
 import os
 import pathlib
@@ -15,7 +16,6 @@ import time
 from collections.abc import Iterator
 
 import torch
-import toy_training
 
 from dataset_scripts.common import run_command
 
@@ -26,22 +26,24 @@ CONTEXT.set_forkserver_preload(
 )
 
 
-def _process(argv: list[str], environment: dict[str, str], output: str) -> None:
+def _process(module: str, argv: list[str], environment: dict[str, str], output: str) -> None:
     multiprocessing.set_start_method("fork", force=True)  # as loading workers are started in a run of one's own
     os.environ.update(environment)
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)
-    sys.argv = ["toy_training.py", *argv]
+    sys.argv = [f"{module}.py", *argv]
     torch.set_num_threads(1)
-    run_command(toy_training.main)
+    run_command(importlib.import_module(module).main)
 
 
 class Run:
     """A started run: as many processes as asked for, and what they print, in one file."""
 
-    def __init__(self, folder: pathlib.Path, *flags: str, processes: int = 1, **environment: str):
+    def __init__(
+        self, folder: pathlib.Path, *flags: str, processes: int = 1, module: str = "toy_training", **environment: str
+    ):
         self.folder = folder
         self.output = folder.parent / f"{folder.name}-{time.monotonic_ns()}.txt"
         argv = ["--output_dir", str(folder), *flags]
@@ -52,7 +54,7 @@ class Run:
                 ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
                 environment |= {name: str(value) for name, value in ranks.items()}
                 environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-            process = CONTEXT.Process(target=_process, args=(argv, dict(environment), str(self.output)))
+            process = CONTEXT.Process(target=_process, args=(module, argv, dict(environment), str(self.output)))
             process.start()
             self.processes.append(process)
 

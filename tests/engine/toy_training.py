@@ -158,8 +158,8 @@ def train(args, accelerator, folder) -> None:
                     stop.exit(accelerator, f"{save().name} is written; continue with --resume_from_checkpoint latest")
             with ema.applied(model):
                 value = validate(model)
+                progress.update_best(value, accelerator.get_state_dict(model), greater_is_better=False)
             progress.record(validation=value)
-            progress.update_best(value, accelerator.get_state_dict(model))
             progress.finish_epoch()
     accelerator.end_training()
 
