@@ -4,7 +4,6 @@ import io
 import json
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -36,12 +35,6 @@ def launch(monkeypatch, *arguments: object) -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
     run_command(train_classifier.main)
-
-
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
 
 
 def command(*arguments: object) -> list[str]:
@@ -185,7 +178,7 @@ def test_two_processes_score_as_one_does(trained, phantoms, tmp_path):
     evaluate = ["--eval_only", "--eval_batch_size", 8, "--model_name_or_path", folder, "--dataset_name", phantoms]
     one, two = tmp_path / "one", tmp_path / "two"
     subprocess.run(command(*evaluate, "--output_dir", one), check=True)
-    both = ["-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port())]
+    both = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     script, *arguments = command(*evaluate, "--output_dir", two)[1:]
     result = subprocess.run([sys.executable, *both, script, *arguments], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr

@@ -245,8 +245,7 @@ class ClassifierTraining:
         batches_per_step = self.options.gradient_accumulation_steps
         first = self.progress.global_step - len(means) // batches_per_step + 1
         for number, loss in enumerate(means.tolist()):
-            if not math.isfinite(loss):
-                check_finite(self.accelerator, means[number], first + number // batches_per_step)
+            check_finite(loss, first + number // batches_per_step)
             # One by one: the sum must not depend on when it was last checked.
             self.progress.loss_sum += loss
             self.progress.loss_count += 1

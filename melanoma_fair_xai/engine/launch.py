@@ -4,7 +4,9 @@ import contextlib
 import datetime
 import math
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -29,7 +31,20 @@ def create_accelerator(*, cpu: bool = False, timeout_minutes: float = 60, **opti
         cpu=cpu or not torch.accelerator.is_available(), kwargs_handlers=[timeout], **options
     )
     _check_processes(accelerator.num_processes)
+    _hint_at_idle_cores(accelerator)
     return accelerator
+
+
+def _hint_at_idle_cores(accelerator: accelerate.Accelerator) -> None:
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    threads = torch.get_num_threads()
+    by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if accelerator.device.type == "cpu" and by_launcher and threads < cores:
+        # The launchers say OMP_NUM_THREADS=1 to each process, which takes twice as long on two cores.
+        accelerator.print(
+            f"each process computes with {threads} of {cores} cores; to use them all, give accelerate launch "
+            f"--num_cpu_threads_per_process {cores}, or set OMP_NUM_THREADS={cores}"
+        )
 
 
 def _check_processes(started: int) -> None:
@@ -91,24 +106,26 @@ def explained_errors(memory_flags: str = "--train_batch_size") -> Iterator[None]
     """
     try:
         yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise UserError(f"out of memory ({_first_sentence(error)}); lower {memory_flags}") from None
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError, ConnectionError, EOFError) as error:
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # for a dead worker, torch's handler would raise on the way out
+        said = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         text = str(error)
-        if "can't allocate memory" in text:
-            raise UserError(f"out of memory ({_first_sentence(error)}); lower {memory_flags}") from None
-        if "DataLoader worker" in text:
+        if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in text:
+            raise UserError(f"out of memory ({said}); lower {memory_flags}") from None
+        if "DataLoader worker" in text or _came_from_worker(error):
             raise UserError(
-                f"a data loading worker died ({_first_sentence(error)}); it may have run out of memory: lower "
-                "--dataloader_num_workers (0 loads in the main process)"
+                f"a data loading worker died ({said}); it may have run out of memory: lower --dataloader_num_workers "
+                "(0 loads in the main process)"
             ) from None
         if isinstance(error, torch.distributed.DistError) or "gloo" in text or "Connection closed by peer" in text:
             raise UserError(
-                f"another process of this run died or hangs ({_first_sentence(error)});\n"
+                f"another process of this run died or hangs ({said});\n"
                 "see its message, then continue with --resume_from_checkpoint latest"
             ) from None
         raise
 
 
-def _first_sentence(error: BaseException) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+def _came_from_worker(error: BaseException) -> bool:
+    """Whether the connection to a loading worker broke, as it does if it dies while it hands over a batch."""
+    files = [frame.filename for frame in traceback.extract_tb(error.__traceback__)]
+    return isinstance(error, ConnectionError | EOFError) and any("multiprocessing" in file for file in files)

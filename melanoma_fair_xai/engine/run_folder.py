@@ -28,6 +28,8 @@ WRITTEN_BY_A_RUN = (
     ARGUMENTS_NAME,
     "README.md",
     "metrics.json",
+    "skipped.csv",
+    "split_manifest.csv",
     "fairness.csv",
     "figures",
     "logs",

@@ -1,8 +1,17 @@
+import signal
+
 import pytest
 import torch
 
 from dataset_scripts.common import UserError
 from melanoma_fair_xai.engine.launch import _check_processes, check_finite, explained_errors
+
+
+@pytest.fixture(autouse=True)
+def handler_of_child_signals():
+    before = signal.getsignal(signal.SIGCHLD)
+    yield
+    signal.signal(signal.SIGCHLD, before)
 
 
 def test_fewer_processes_than_asked_for(monkeypatch):
@@ -31,6 +40,10 @@ def test_losses_that_are_not_finite():
         (MemoryError(), r"out of memory \(MemoryError\); lower --x"),
         (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "), "lower --dataloader_num_workers"),
         (torch.distributed.DistBackendError("NCCL error in ..."), "another process of this run died or hangs"),
+        (
+            RuntimeError("[enforce fail at alloc_cpu.cpp] . DefaultCPUAllocator: can't allocate memory"),
+            "lower --x",
+        ),
         (RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed by peer"), "another process"),
     ],
 )

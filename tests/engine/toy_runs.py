@@ -48,7 +48,7 @@ class Run:
         self.output = folder.parent / f"{folder.name}-{time.monotonic_ns()}.txt"
         argv = ["--output_dir", str(folder), *flags]
         self.processes = []
-        port = _free_port()
+        port = free_port()
         for rank in range(processes):
             if processes > 1:
                 ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes}
@@ -107,7 +107,7 @@ class Run:
             time.sleep(0.001)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
