@@ -36,7 +36,7 @@ def create_accelerator(*, cpu: bool = False, timeout_minutes: float = 60, **opti
 
 
 def _hint_at_idle_cores(accelerator: accelerate.Accelerator) -> None:
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = torch.get_num_threads()
     by_launcher = "ACCELERATE_MIXED_PRECISION" in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
     if accelerator.device.type == "cpu" and by_launcher and threads < cores:
