@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -15,7 +16,6 @@ import PIL.Image
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from conftest import REPOSITORY
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing import event_accumulator
@@ -24,6 +24,7 @@ import train_classifier
 from dataset_scripts.common import run_command
 from dataset_scripts.splits import read_manifest
 
+REPOSITORY = Path(train_classifier.__file__).parent
 TINY = ["--model_name_or_path", "test_resnet", "--no_pretrained", "--image_size", "32", "--mixed_precision", "no"]
 TINY += ["--train_batch_size", "16", "--learning_rate", "0.003", "--report_to", "none"]
 SHORT = [*TINY, "--max_train_steps", "3"]

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 from accelerate.utils import load
-from conftest import REPOSITORY
 from safetensors.torch import load_file
 
 from melanoma_fair_xai.engine.run_folder import plain
 
-sys.path.append(str(REPOSITORY / "tests" / "engine"))
+sys.path.append(str(Path(__file__).parent / "engine"))
 from toy_runs import CONTEXT, differences, partial_checkpoints, running  # noqa: E402
 
 CONTEXT.set_forkserver_preload(["train_classifier", "transformers.models.timm_wrapper", "torch._dynamo"])
