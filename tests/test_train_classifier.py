@@ -71,6 +71,8 @@ def test_a_run_leaves_what_it_should(trained, phantoms):
         assert (folder / name).is_file(), name
     for line in ("phantoms, drawn lesions", "metrics.json", "figures", 'timm.create_model("local-dir:'):
         assert line in output
+    modes = {(folder / name).stat().st_mode for name in ("model.safetensors", "config.json")}
+    assert len(modes) == 1, "whoever can read the config can read the weights"
     columns = ["image_id", "lesion_id", "label", "score", "fold", "threshold"]
     table = predictions(folder)
     assert list(table.columns[:6]) == columns

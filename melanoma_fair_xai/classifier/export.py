@@ -4,6 +4,7 @@ import copy
 import json
 import math
 import os
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -86,6 +87,8 @@ def export_classifier(model: nn.Module, output_dir: str | Path, info: Classifier
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=PARTIAL_PREFIX) as folder:
         save_for_hf(network, folder, model_config={"label_names": info.label_names}, safe_serialization=True)
         config = json.loads(Path(folder, CONFIG_NAME).read_text(encoding="utf-8"))
+        # safetensors lets only the owner read its files.
+        shutil.copymode(Path(folder, CONFIG_NAME), Path(folder, WEIGHTS_NAME))
         with atomic_path(Path(output_dir, WEIGHTS_NAME)) as weights:
             os.replace(Path(folder, WEIGHTS_NAME), weights)
     write_json(Path(output_dir, CONFIG_NAME), _published_config(config, info))  # last: a folder with one is whole
