@@ -184,11 +184,11 @@ def train_and_evaluate(
         revision=model_args.revision,
     )
     data_config = timm.data.resolve_model_data_config(network)
-    task = make_task(accelerator, folder, data, records, target, labels, data_config)
+    task = make_task(accelerator, data, records, target, labels, data_config)
     train_rows = task.rows("train")[: data.max_train_samples]
     check_classes(task, train_rows)
     if accelerator.is_main_process:
-        save_arguments(folder / "training_args.json", data, model_args, training)
+        record_inputs(folder, task.records, data, model_args, training)
     start_trackers(accelerator, training.logging_dir, data, model_args, training)
 
     run = ClassifierTraining(accelerator, folder, network, task, train_rows, training)
@@ -214,9 +214,9 @@ def evaluate_only(
 ) -> None:
     network, info = load_classifier(model_args.model_name_or_path, model_args.revision)
     records, target, labels = load_target(accelerator, data, info)
-    task = make_task(accelerator, folder, data, records, target, labels, info.data_config)
+    task = make_task(accelerator, data, records, target, labels, info.data_config)
     if accelerator.is_main_process:
-        save_arguments(folder / "training_args.json", data, model_args, training)
+        record_inputs(folder, task.records, data, model_args, training)
     report(accelerator, folder, network, info, task, [training.eval_split], data, model_args, training)
 
 
@@ -247,27 +247,33 @@ def load_target(
 
 def make_task(
     accelerator: Accelerator,
-    folder: Path,
     data: DataArguments,
     records: Records,
     target: Target,
     labels: np.ndarray,
     data_config: dict,
 ) -> Task:
-    """Decode the images, set aside what cannot be, and record in the run folder which image is in which split."""
+    """Decode the images, and set aside what cannot be."""
     with accelerator.local_main_process_first():
         cache = decode_once(records.images, data_config, show_progress=accelerator.is_local_main_process)
     records = records.without(cache.problems, data.max_skipped_share)
-    if accelerator.is_main_process:
-        write_manifest(records.table[records.table["split"] != UNUSABLE], str(folder / MANIFEST_NAME))
-        with atomic_path(folder / SKIPPED_NAME) as path:
-            records.skipped.to_csv(path, index=False)
     task = Task(records, target, labels, cache.pixels, data_config)
     counts = ", ".join(f"{name} {len(task.rows(name)):,}" for name in ("train", "validation", "test"))
     accelerator.print(f"{data.dataset_name}: {counts} images, {len(records.skipped)} skipped ({SKIPPED_NAME})")
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     accelerator.print(f"{accelerator.num_processes} process(es) on {accelerator.device.type} in {precision}")
     return task
+
+
+def record_inputs(
+    folder: Path, records: Records, data: DataArguments, model_args: ModelArguments, training: TrainingArguments
+) -> None:
+    """Write every setting, which image is in which split, and what could not be used."""
+    # The settings first: they mark the folder as a run's, so that one killed here can be resumed or overwritten.
+    save_arguments(folder / "training_args.json", data, model_args, training)
+    write_manifest(records.table[records.table["split"] != UNUSABLE], str(folder / MANIFEST_NAME))
+    with atomic_path(folder / SKIPPED_NAME) as path:
+        records.skipped.to_csv(path, index=False)
 
 
 def check_classes(task: Task, train_rows: np.ndarray) -> None:
