@@ -36,8 +36,9 @@ from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.loading import UNUSABLE, ColumnNames, Records, load_records
 from melanoma_fair_xai.data.targets import TARGETS, Target, apply_target
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
+from melanoma_fair_xai.engine.files import atomic_path, write_json
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
-from melanoma_fair_xai.engine.run_folder import atomic_path, open_run_folder, write_json
+from melanoma_fair_xai.engine.run_folder import open_run_folder
 from melanoma_fair_xai.engine.trackers import start_trackers
 
 

@@ -27,7 +27,7 @@ from melanoma_fair_xai.classifier.models import (
     read_config,
     with_tuples,
 )
-from melanoma_fair_xai.engine.run_folder import PARTIAL_PREFIX, atomic_path, write_json
+from melanoma_fair_xai.engine.files import PARTIAL_PREFIX, atomic_path, write_json
 
 DATA_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 

@@ -14,7 +14,8 @@ import transformers
 
 from dataset_scripts.common import UserError
 
-from .run_folder import ARGUMENTS_NAME, LATEST, plain, write_json
+from .files import plain, write_json
+from .run_folder import ARGUMENTS_NAME, LATEST
 
 # What may change when a run is resumed, because the weights do not depend on it. All else is refused if it differs.
 FREE_ON_RESUME = frozenset(

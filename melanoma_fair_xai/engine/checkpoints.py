@@ -17,8 +17,9 @@ from accelerate.utils import gather_object, load
 
 from dataset_scripts.common import UserError
 
+from .files import PARTIAL_PREFIX, plain, sync_to_disk, write_json
 from .launch import common_error, on_main_process
-from .run_folder import LATEST, PARTIAL_PREFIX, plain, remove, sync_to_disk, write_json
+from .run_folder import LATEST, remove
 
 CHECKSUMS_NAME = "checksums.json"
 FACTS_NAME = "facts.json"

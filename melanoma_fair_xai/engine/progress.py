@@ -7,7 +7,7 @@ from typing import Any
 import accelerate
 import torch
 
-from .run_folder import plain
+from .files import plain
 
 
 class TrainingProgress:

@@ -4,7 +4,7 @@ from typing import Any
 
 import accelerate
 
-from .run_folder import plain
+from .files import plain
 
 
 def start_trackers(accelerator: accelerate.Accelerator, name: str, *instances: Any, step: int = 0) -> None:

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from dataset_scripts.common import UserError
-from melanoma_fair_xai.engine.run_folder import atomic_path, open_run_folder, write_json
+from melanoma_fair_xai.engine.files import atomic_path, write_json
+from melanoma_fair_xai.engine.run_folder import open_run_folder
 
 
 def names(folder) -> list[str]:
