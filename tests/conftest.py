@@ -12,6 +12,15 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "MELANOMA_FAIR_XAI_DATA"
 
 
+def pytest_terminal_summary(terminalreporter) -> None:
+    """Figures that tests have measured, under xdist too, where what they print is not seen."""
+    reports = [r for reports in terminalreporter.stats.values() for r in reports if getattr(r, "when", "") == "call"]
+    lines = [text for r in reports for name, text in r.user_properties if name == "measured"]
+    if lines:
+        terminalreporter.section("measured")
+        terminalreporter.write_line("\n".join(lines))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder of ham10000/ and fitzpatrick17k/: $MELANOMA_FAIR_XAI_DATA, or ../shared/data where that exists."""

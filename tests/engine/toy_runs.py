@@ -73,6 +73,10 @@ class Run:
             raise AssertionError(f"{len(hanging)} processes did not end; they printed:\n{self.text}")
         return [process.exitcode for process in self.processes]
 
+    @property
+    def ended(self) -> bool:
+        return all(process.exitcode is not None for process in self.processes)
+
     def kill(self) -> None:
         """SIGKILL to all processes; their loading workers find out by themselves."""
         for process in self.processes:
@@ -87,21 +91,25 @@ class Run:
         """Return once the output matches the pattern, whole lines only."""
         self._poll(lambda: re.search(f"^(?:{pattern})\n", self.text, re.MULTILINE), timeout)
 
-    def stop_while_writing(self, delay: float = 0, timeout: float = 120) -> None:
-        """Freeze the run while a checkpoint is being written, up to `delay` seconds after the writing began."""
-        while True:
-            self._poll(lambda: partial_checkpoints(self.folder), timeout)
+    def stop_while_writing(self, delay: float = 0, timeout: float = 120) -> bool:
+        """Freeze the run while a checkpoint is being written, up to `delay` seconds after the writing began.
+
+        False if it ended without having been seen at that.
+        """
+        while not self.ended:
+            self._poll(lambda: partial_checkpoints(self.folder) or self.ended, timeout)
             time.sleep(delay)
             self.signal(signal.SIGSTOP)
             if partial_checkpoints(self.folder):
-                return
+                return True
             self.signal(signal.SIGCONT)
             delay /= 2
+        return False
 
     def _poll(self, condition, timeout: float) -> None:
         end = time.monotonic() + timeout
         while not condition():
-            if time.monotonic() > end or all(process.exitcode is not None for process in self.processes):
+            if time.monotonic() > end or self.ended:
                 self.kill()
                 raise AssertionError(f"it never came; the run printed:\n{self.text}")
             time.sleep(0.001)
