@@ -36,6 +36,7 @@ from .common import (
 )
 from .downloads import download
 from .ham10000_metadata import DIAGNOSES, DIAGNOSIS_NAMES, TEST_SPLIT, read_metadata
+from .skin_colour import measure_ita
 from .splits import join_lesions, manifest_hash
 
 HOMEPAGE = "https://doi.org/10.7910/DVN/DBW86T"
@@ -102,6 +103,10 @@ Dermoscopic images of pigmented skin lesions from Vienna and Queensland, with le
 there are fewer ids than the 7,470 that were published. Age, sex and localization are as published; some ages are 0,
 where the ISIC archive states none. `dx_type` says how the diagnosis was confirmed: every melanoma here by
 histopathology, other lesions often not, so it may select images and must never be a model's input.
+
+`ita` is the individual typology angle in degrees, `arctan2(L* - 50, b*)`, of the skin outside the lesion mask; empty
+without a mask or enough skin. It is a covariate of the photograph, light and white balance included, over 90 where
+skin looks bluish, and not a Fitzpatrick type.
 """.format(
     diagnoses="\n".join(f"- `{name}`: {text}" for name, text in DIAGNOSIS_NAMES.items()), pairs=len(DUPLICATE_PAIRS)
 )
@@ -117,7 +122,9 @@ class HAM10000(LesionBuilder):
     def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
             description="Dermoscopic images of common pigmented skin lesions (HAM10000).",
-            features=record_features(DIAGNOSES, extra={"dx_type": datasets.Value("string")}),
+            features=record_features(
+                DIAGNOSES, extra={"dx_type": datasets.Value("string"), "ita": datasets.Value("float32")}
+            ),
             homepage=HOMEPAGE,
             license=LICENSE,
             citation=CITATION,
@@ -143,6 +150,11 @@ class HAM10000(LesionBuilder):
             **{column: pd.Series(references, dtype=object) for column, references in files.items()},
         )
         return _drop_unusable(records)
+
+    def _generate_examples(self, records: list[dict]):
+        for name, example in super()._generate_examples([{**row, "ita": None} for row in records]):
+            mask = example["mask"]
+            yield name, {**example, "ita": measure_ita(example["image"]["bytes"], mask and mask["bytes"])}
 
 
 # --- what lies in the folder -----------------------------------------------------------------------------------------

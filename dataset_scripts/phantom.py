@@ -19,6 +19,7 @@ import PIL.Image
 from .builder import LesionBuilder, LesionConfig, command_parser, next_step, prepare_parquet, summarise
 from .common import MELANOMA_NAMES, SKIN_TYPES, UNKNOWN, UserError, record_features, run_command
 from .phantom_drawing import ARTEFACTS, Lesion, View, draw_phantom
+from .skin_colour import lab_to_rgb
 from .splits import manifest_hash
 
 DIAGNOSES = ["nevus", "melanoma"]
@@ -159,7 +160,7 @@ def _png(pixels: np.ndarray) -> bytes:
 def _source_hash() -> str:
     """A hash of the code that draws: after a change of it the cache must not serve the drawings of before."""
     digest = hashlib.sha256()
-    for function in (draw_phantom, sample_lesion):
+    for function in (draw_phantom, sample_lesion, lab_to_rgb):
         with open(inspect.getsourcefile(function), "rb") as file:
             digest.update(file.read())
     return digest.hexdigest()[:16]

@@ -13,40 +13,10 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
+from .skin_colour import lab_to_rgb
+
 FIELD_OF_VIEW_MM = 20.0
 MAX_DARKENING = 31.0  # in L*; the darkest skin drawn has L* near 32, and its lesions must still differ from black
-
-# sRGB (IEC 61966-2-1) to XYZ, and the D65 white point of the 2-degree observer, to which CIELAB (CIE 15:2004) refers.
-_XYZ_FROM_RGB = np.array(
-    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-)
-_RGB_FROM_XYZ = np.linalg.inv(_XYZ_FROM_RGB)
-_WHITE = np.array([0.95047, 1.0, 1.08883])
-_DELTA = 6 / 29
-
-
-def rgb_to_lab(rgb: np.ndarray) -> np.ndarray:
-    """CIELAB (L* 0 to 100, a*, b*; D65) of sRGB values from 0 to 1, shape (..., 3)."""
-    rgb = np.asarray(rgb, dtype=np.float64)
-    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
-    xyz = linear @ _XYZ_FROM_RGB.T / _WHITE
-    f = np.where(xyz > _DELTA**3, np.cbrt(xyz), xyz / (3 * _DELTA**2) + 4 / 29)
-    return np.stack([116 * f[..., 1] - 16, 500 * (f[..., 0] - f[..., 1]), 200 * (f[..., 1] - f[..., 2])], axis=-1)
-
-
-def lab_to_rgb(lab: np.ndarray) -> np.ndarray:
-    """sRGB from 0 to 1 of CIELAB (D65), shape (..., 3); colours that sRGB cannot show are clipped."""
-    lab = np.asarray(lab)
-    fy = (lab[..., 0] + 16) / 116
-    f = np.stack([fy + lab[..., 1] / 500, fy, fy - lab[..., 2] / 200], axis=-1)
-    xyz = np.where(f > _DELTA, f**3, 3 * _DELTA**2 * (f - 4 / 29)) * _WHITE
-    linear = np.clip(xyz @ _RGB_FROM_XYZ.T, 0, 1)
-    return np.where(linear <= 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
-
-
-def individual_typology_angle(lab: np.ndarray) -> np.ndarray:
-    """ITA in degrees, arctan2(L* - 50, b*) (Chardon, Cretois and Hourseau 1991), of colours of shape (..., 3)."""
-    return np.degrees(np.arctan2(lab[..., 0] - 50, lab[..., 2]))
 
 
 @dataclasses.dataclass(frozen=True)

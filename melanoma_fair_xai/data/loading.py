@@ -22,7 +22,7 @@ BUILDERS: dict[str, type[LesionBuilder]] = {
     "phantom": Phantom,
 }
 UNUSABLE = "unusable"
-GROUP_COLUMNS = ("diagnosis", "age", "sex", "localization", "fitzpatrick", "source")
+GROUP_COLUMNS = ("diagnosis", "age", "sex", "localization", "fitzpatrick", "source", "ita")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,8 @@ class Records:
     """Row i of `table` describes image i of `images` (column `image`, not decoded).
 
     `table` has image_id, lesion_id, diagnosis (names), melanoma (0 or 1), split, and every group column, categories as
-    names with `unknown` for missing values and age in years with NaN. `skipped` has image_id, file, reason.
+    names with `unknown` for missing values, age in years and ita in degrees with NaN. `skipped` has image_id, file and
+    reason.
     """
 
     name: str
@@ -175,6 +176,8 @@ def _read_table(part: datasets.Dataset, columns: ColumnNames, name: str, split: 
     for group in GROUP_COLUMNS:
         if group == "age":
             table["age"] = _ages(meta, name) if "age" in meta.column_names else np.nan
+        elif group == "ita":
+            table["ita"] = _angles(meta, name) if "ita" in meta.column_names else np.nan
         else:
             table[group] = _names(meta, group) if group in meta.column_names else UNKNOWN
     for group in (*columns.groups, *(c for c in ("dx_type", "synthetic") if c in meta.column_names)):
@@ -206,6 +209,14 @@ def _ages(part: datasets.Dataset, name: str) -> np.ndarray:
             f"{name}: age {part['age'][int(wrong[0])]!r} in row {wrong[0]} is not a number of years from 0 to 120"
         )
     return ages
+
+
+def _angles(part: datasets.Dataset, name: str) -> np.ndarray:
+    angles = pd.to_numeric(pd.Series(part["ita"], dtype=object), errors="coerce").to_numpy(dtype=float)
+    if (np.abs(angles) > 180).any():
+        row = int(np.argmax(np.abs(angles) > 180))
+        raise UserError(f"{name}: ita {part['ita'][row]!r} in row {row} is not an angle from -180 to 180 degrees")
+    return angles
 
 
 def _positive(labels: pd.Series, columns: ColumnNames, name: str) -> np.ndarray:

@@ -48,6 +48,16 @@ def test_a_users_own_folder_by_column_names(tmp_path):
     assert first.size == (8, 8)
 
 
+def test_ita_is_a_number_where_it_is_known(tmp_path, phantoms):
+    known = load_records(str(phantoms)).table["ita"]
+    assert known.dtype == float and known.between(-55, 70).all()
+    write_folder(tmp_path / "own")
+    assert load_records(str(tmp_path / "own"), columns=OWN).table["ita"].isna().all()
+    write_folder(tmp_path / "wrong", ita=[420.0] * 40)
+    with pytest.raises(UserError, match="ita 420.0 in row 0 is not an angle"):
+        load_records(str(tmp_path / "wrong"), columns=OWN)
+
+
 def test_missing_splits_are_made_by_lesion_and_given_ones_kept(tmp_path):
     write_folder(tmp_path / "one")
     records = load_records(str(tmp_path / "one"), columns=OWN)

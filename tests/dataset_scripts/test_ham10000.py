@@ -17,6 +17,7 @@ from dataset_scripts import common, ham10000
 from dataset_scripts.common import UserError
 from dataset_scripts.ham10000 import DUPLICATE_PAIRS, HAM10000
 from dataset_scripts.ham10000_metadata import ISIC_CONFIRMATIONS, ISIC_DIAGNOSES, read_metadata
+from dataset_scripts.skin_colour import individual_typology_angle, rgb_to_lab
 from dataset_scripts.splits import check_disjoint, read_manifest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -179,9 +180,8 @@ def test_every_layout_gives_the_same_records(tmp_path, layout):
     layout(tmp_path / "raw")
     builder, splits = build(tmp_path / "raw", tmp_path / "cache")
     assert list(splits) == ["train", "validation", "test"]
-    assert splits["train"].features == common.record_features(
-        ham10000.DIAGNOSES, extra={"dx_type": datasets.Value("string")}
-    )
+    extra = {"dx_type": datasets.Value("string"), "ita": datasets.Value("float32")}
+    assert splits["train"].features == common.record_features(ham10000.DIAGNOSES, extra)
     rows = by_id(splits)
     assert rows.keys() == IMAGES.keys() and not len(builder.skipped)
     has_masks = layout not in (kaggle, kaggle_zip, isic_archive)
@@ -350,6 +350,25 @@ def test_masks_that_do_not_fit_are_left_out_and_listed(tmp_path, capsys):
     assert "its size (20, 30) is not the image's (40, 30)" in builder.skipped["reason"][0]
     assert builder.skipped["reason"].str.startswith("mask: ").all()
     assert "3 masks left out" in capsys.readouterr().out
+
+
+def test_ita_is_a_column_where_a_mask_leaves_skin(tmp_path):
+    flat(tmp_path / "raw")
+    pixels = np.zeros(SIZE[::-1], dtype=bool)
+    pixels[8:22, 10:30] = True
+    stream = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(stream, "PNG")
+    beige = io.BytesIO()
+    PIL.Image.new("RGB", SIZE, (210, 175, 145)).save(beige, "PNG")
+    for row in ROWS[:2]:
+        (tmp_path / "raw" / f"{row['image_id']}.jpg").write_bytes(beige.getvalue())
+    (tmp_path / "raw" / f"{ROWS[0]['image_id']}_segmentation.png").write_bytes(stream.getvalue())
+    (tmp_path / "raw" / f"{ROWS[1]['image_id']}_segmentation.png").unlink()
+    rows = by_id(build(tmp_path / "raw", tmp_path / "cache")[1])
+    lab = rgb_to_lab(np.array([210, 175, 145]) / 255)
+    assert rows[ROWS[0]["image_id"]]["ita"] == pytest.approx(individual_typology_angle(lab), abs=0.01)
+    assert rows[ROWS[1]["image_id"]]["ita"] is None, "no mask"
+    assert rows[ROWS[2]["image_id"]]["ita"] is None, "its mask leaves no skin"
 
 
 @pytest.mark.parametrize(

@@ -30,11 +30,9 @@ from dataset_scripts.phantom_drawing import (
     ARTEFACTS,
     View,
     draw_phantom,
-    individual_typology_angle,
-    lab_to_rgb,
     paste_artefact,
-    rgb_to_lab,
 )
+from dataset_scripts.skin_colour import individual_typology_angle, rgb_to_lab
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TYPES = list(ITA_RANGES)
@@ -54,36 +52,6 @@ def lightness_drop(lesion, number: int, size: int = 48) -> float:
     image, mask, _ = draw_phantom(lesion, View(seed=(number,)), size)
     lightness = lab_of(image)[..., 0]
     return lightness[~mask].mean() - lightness[mask].mean()
-
-
-# --- colour ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("rgb", "lab"),  # published values for sRGB and D65 (Lindbloom)
-    [
-        ((1, 1, 1), (100, 0, 0)),
-        ((0, 0, 0), (0, 0, 0)),
-        ((1, 0, 0), (53.241, 80.092, 67.203)),
-        ((0, 1, 0), (87.735, -86.183, 83.179)),
-        ((0, 0, 1), (32.297, 79.188, -107.860)),
-        ((119 / 255, 119 / 255, 119 / 255), (50.034, 0, 0)),
-        ((0.02, 0.02, 0.02), (1.398, 0, 0)),  # on the straight part of both curves: 903.3 * 0.02 / 12.92
-    ],
-)
-def test_lab_of_known_colours(rgb, lab):
-    np.testing.assert_allclose(rgb_to_lab(np.array(rgb)), lab, atol=0.02)
-    np.testing.assert_allclose(lab_to_rgb(np.array(lab, dtype=float)), rgb, atol=0.002)
-
-
-def test_lab_round_trip():
-    rgb = np.random.default_rng(0).uniform(size=(500, 3))
-    np.testing.assert_allclose(lab_to_rgb(rgb_to_lab(rgb)), rgb, atol=1e-6)
-
-
-def test_ita_of_known_colours():
-    lab = np.array([[70, 10, 20], [50, 3, 15], [40, 10, 10 * np.sqrt(3)]])
-    np.testing.assert_allclose(individual_typology_angle(lab), [45, 0, -30], atol=1e-9)
 
 
 # --- what is drawn is what was planted -------------------------------------------------------------------------------
