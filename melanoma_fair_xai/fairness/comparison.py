@@ -1,0 +1,277 @@
+"""Several models on the same lesions: paired differences, what happens to the gaps, and levelling down."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from dataset_scripts.common import UNKNOWN, UserError
+from melanoma_fair_xai.engine.files import atomic_path
+
+from .estimates import Estimate, subtract
+from .evaluation import FAMILY, closed_form, enough_lesions
+from .groups import PRIMARY, available_groups, group_columns, reference_group
+from .intervals import holm
+from .report import OVERALL, TITLES, markdown_table, number, with_interval
+from .sample import Sample, make_sample
+
+
+@dataclass(frozen=True)
+class ModelDifference:
+    """A model minus the baseline in one group; `p` and `p_holm` are NaN outside the tested family."""
+
+    group_column: str
+    group: str
+    metric: str
+    model: str
+    n: int
+    lesions: int
+    melanomas: int
+    baseline_value: float
+    model_value: float
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    p_holm: float = math.nan
+    estimable: bool = False
+
+
+@dataclass(frozen=True)
+class GapChange:
+    """A group's gap to the reference under the baseline and under a model; `value` is the change of the signed gap.
+
+    `levelling_down`: the gap is narrower, the group that was ahead has lost, and the one behind has not gained;
+    `loss_is_clear`: the interval of that loss excludes zero.
+    """
+
+    group_column: str
+    group: str
+    reference: str
+    metric: str
+    model: str
+    baseline_gap: float
+    model_gap: float
+    value: float
+    low: float
+    high: float
+    levelling_down: bool
+    loss_is_clear: bool
+    estimable: bool = True
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models against the first one, the baseline."""
+
+    baseline: str
+    primary: str | None
+    differences: list[ModelDifference]
+    gaps: list[GapChange]
+
+    @property
+    def levelling_down(self) -> list[GapChange]:
+        return [gap for gap in self.gaps if gap.levelling_down]
+
+    def to_pandas(self) -> pd.DataFrame:
+        """All rows in one table; `kind` is difference or gap."""
+        kinds = {"difference": self.differences, "gap": self.gaps}
+        return pd.DataFrame([{"kind": kind, **asdict(row)} for kind, rows in kinds.items() for row in rows])
+
+    def to_markdown(self) -> str:
+        """Methods in words, then a section for every model."""
+        tested = sum(not math.isnan(row.p) for row in self.differences)
+        primary = f" and in each group of {self.primary}" if self.primary else ""
+        methods = (
+            f"Paired differences from {self.baseline} on the same lesions, with marginal 95 % intervals: squared and "
+            "added limits with the correlation that the common lesions give (clustered DeLong for ROC AUC). p-values "
+            f"are adjusted by Holm over {tested} differences: ROC AUC and sensitivity of every model, in all "
+            f"images{primary}.\n\n"
+            "A gap is a group's value minus the reference group's. Levelling down stands where a gap is narrower "
+            "while the group that was ahead has lost and the one behind has not gained, by point estimates; "
+            "within chance means that the interval of the loss includes zero."
+        )
+        models = dict.fromkeys(row.model for row in self.differences)
+        return "\n\n".join([methods, *(self._section(model) for model in models)]) + "\n"
+
+    def _section(self, model: str) -> str:
+        header = ["grouping", "group", "images", "melanomas", "metric"]
+        header += [self.baseline, model, "difference", "p (Holm)"]
+        rows = [
+            [row.group_column, row.group, f"{row.n:,}", f"{row.melanomas:,}", TITLES[row.metric]]
+            + [number(row.baseline_value), number(row.model_value), with_interval(row), number(row.p_holm)]
+            for row in self.differences
+            if row.model == model
+        ]
+        parts = [f"## {model} against {self.baseline}", markdown_table(header, rows)]
+        gaps = [row for row in self.gaps if row.model == model]
+        if gaps:
+            header = ["grouping", "gap", "metric", self.baseline, model, "change", ""]
+            rows = [
+                [row.group_column, f"{row.group} − {row.reference}", TITLES[row.metric], number(row.baseline_gap)]
+                + [number(row.model_gap), with_interval(row), _flag(row)]
+                for row in gaps
+            ]
+            parts.append(markdown_table(header, rows))
+        return "\n\n".join(parts)
+
+    def write(self, folder: str | Path) -> None:
+        """Write comparison.csv and comparison.md to a folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / "comparison.csv") as path:
+            self.to_pandas().to_csv(path, index=False)
+        with atomic_path(folder / "comparison.md") as path:
+            path.write_text("# Models compared\n\n" + self.to_markdown(), encoding="utf-8")
+
+
+def compare(
+    tables: Mapping[str, pd.DataFrame],
+    group_by: Sequence[str] | None = None,
+    reference: Mapping[str, str] | None = None,
+    show_progress: bool = False,
+) -> Comparison:
+    """Compare models with the first one, overall and by group, on ROC AUC, sensitivity, specificity and their mean.
+
+    Args:
+        tables: predictions tables of the same images, by model; each model has its own scores and thresholds. A table
+            may hold an image once in every fold (runs of several seeds, say).
+        group_by: as in `group_columns`; by default whatever the first table allows.
+        reference: as in `evaluate`.
+
+    Raises:
+        UserError: fewer than two tables, other images or labels than the first one's, and as `evaluate`.
+    """
+    if len(tables) < 2:
+        raise UserError("give two sets of predictions or more to compare")
+    (baseline, first), *others = tables.items()
+    aligned = {baseline: first, **{name: _align(first, table, baseline, name) for name, table in others}}
+    samples = {name: _sample(table, first) for name, table in aligned.items()}
+    columns = group_columns(first, available_groups(first) if group_by is None else group_by)
+    primary = PRIMARY if PRIMARY in columns else next(iter(columns), None)
+    everything = pd.Series(pd.Categorical([OVERALL] * len(first)))
+    differences, gaps = _compare_column(samples, everything, OVERALL, None, True)
+    for name in tqdm(list(columns), desc="groups", unit="column", disable=not show_progress):
+        base = reference_group(columns[name], samples[baseline].labels, reference, name)
+        more, changes = _compare_column(samples, columns[name], name, base, name == primary)
+        differences += more
+        gaps += changes
+    adjusted = holm(np.array([row.p for row in differences]))
+    differences = [replace(row, p_holm=float(p)) for row, p in zip(differences, adjusted, strict=True)]
+    return Comparison(baseline, primary, differences, gaps)
+
+
+def _align(first: pd.DataFrame, table: pd.DataFrame, baseline: str, name: str) -> pd.DataFrame:
+    """The rows of `table` in the order of `first`."""
+    keys = [_image_keys(first, baseline), _image_keys(table, name)]
+    missing = keys[0].difference(keys[1]), keys[1].difference(keys[0])
+    if len(missing[0]) or len(missing[1]):
+        raise UserError(
+            f"{name} and {baseline} are not about the same images: {len(missing[0])} are only in {baseline}, "
+            f"{len(missing[1])} only in {name}\nscore both on the same split"
+        )
+    table = table.iloc[keys[1].get_indexer(keys[0])]
+    if (table["label"].to_numpy() != first["label"].to_numpy()).any():
+        raise UserError(
+            f"{name} and {baseline} have different labels for the same images; compare one target at a time"
+        )
+    return table
+
+
+def _image_keys(table: pd.DataFrame, name: str) -> pd.Index:
+    columns = [column for column in ("image_id", "fold") if column in table]
+    if "image_id" not in columns:
+        raise UserError(f"{name}: no column image_id, by which models are paired")
+    keys = pd.MultiIndex.from_frame(table[columns])
+    if keys.has_duplicates:
+        raise UserError(f"{name}: image {keys[keys.duplicated()][0][0]} stands more than once")
+    return keys
+
+
+def _sample(table: pd.DataFrame, first: pd.DataFrame) -> Sample:
+    """A model's scores and thresholds on the baseline's lesions, whose codes are then the same for all models."""
+    folds = table["fold"].to_numpy() if "fold" in table else None
+    thresholds = table["threshold"] if "threshold" in table else None
+    return make_sample(first["label"], table["score"], first["lesion_id"], folds, thresholds)
+
+
+def _flag(row: GapChange) -> str:
+    if not row.levelling_down:
+        return ""
+    return "**levelling down**" if row.loss_is_clear else "levelling down, within chance"
+
+
+def _compare_column(
+    samples: Mapping[str, Sample], column: pd.Series, name: str, reference: str | None, tested: bool
+) -> tuple[list[ModelDifference], list[GapChange]]:
+    differences: list[ModelDifference] = []
+    estimates: dict[tuple[str, str], dict[str, Estimate]] = {}
+    for group in column.cat.categories:
+        rows = (column == group).to_numpy()
+        parts = {model: sample.select(rows) for model, sample in samples.items()}
+        for model, part in parts.items():
+            estimates[model, group] = {
+                metric: estimate for metric, estimate in closed_form(part).items() if enough_lesions(part, metric)
+            }
+        baseline, *others = samples
+        part = parts[baseline]
+        counts = (len(part), len(np.unique(part.lesions)), int(part.labels.sum()))
+        for model in others:
+            for metric in closed_form(part):
+                row = ModelDifference(name, group, metric, model, *counts, *[math.nan] * 3)
+                if metric in estimates[model, group]:
+                    row = _with_difference(
+                        row, estimates[baseline, group][metric], estimates[model, group][metric], tested
+                    )
+                differences.append(row)
+    gaps = _gap_changes(estimates, list(samples), column, name, reference) if reference else []
+    return differences, gaps
+
+
+def _with_difference(row: ModelDifference, baseline: Estimate, model: Estimate, tested: bool) -> ModelDifference:
+    difference = subtract(model, baseline)
+    low, high = difference.interval()
+    return replace(
+        row,
+        baseline_value=baseline.value,
+        model_value=model.value,
+        value=difference.value,
+        low=float(low),
+        high=float(high),
+        p=difference.p_value() if tested and row.metric in FAMILY else math.nan,
+        estimable=True,
+    )
+
+
+def _gap_changes(
+    estimates: Mapping[tuple[str, str], Mapping[str, Estimate]],
+    models: list[str],
+    column: pd.Series,
+    name: str,
+    reference: str,
+) -> list[GapChange]:
+    baseline, *others = models
+    changes = []
+    for model in others:
+        for group in column.cat.categories:
+            if group in (reference, UNKNOWN):
+                continue
+            for metric in estimates[baseline, group]:
+                if metric not in estimates[baseline, reference]:
+                    continue
+                gained = subtract(estimates[model, group][metric], estimates[baseline, group][metric])
+                base = estimates[baseline, reference][metric]
+                reference_gained = subtract(estimates[model, reference][metric], base)
+                before = estimates[baseline, group][metric].value - base.value
+                change = subtract(gained, reference_gained)
+                low, high = change.interval()
+                ahead, behind = (gained, reference_gained) if before > 0 else (reference_gained, gained)
+                down = abs(before + change.value) < abs(before) and ahead.value < 0 and behind.value <= 0
+                clear = bool(down and ahead.interval()[1] < 0)
+                gap = (before, before + change.value, change.value, float(low), float(high), bool(down), clear)
+                changes.append(GapChange(name, group, reference, metric, model, *gap))
+    return changes

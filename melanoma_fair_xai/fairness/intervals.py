@@ -1,0 +1,94 @@
+"""Intervals and tests for rates, areas and differences, all vectorised over the level `alpha`."""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.special import betaincinv, ndtri
+
+# A function from a two-sided error level to the lower and upper limits.
+Bounds = Callable[[np.ndarray | float], tuple[np.ndarray, np.ndarray]]
+
+
+def clopper_pearson(rate: float, n: float, alpha: np.ndarray | float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+    """Exact limits of a rate on `n` independent decisions; `n` and rate * n need not be whole numbers.
+
+    Clopper and Pearson, Biometrika 26 (1934).
+    """
+    hits, alpha = rate * n, np.asarray(alpha, dtype=float)
+    # The beta quantiles are undefined where no (or every) decision is a hit: the limit is then 0 (or 1).
+    low = betaincinv(hits, n - hits + 1, alpha / 2) if hits > 0 else np.zeros_like(alpha)
+    high = betaincinv(hits + 1, n - hits, 1 - alpha / 2) if hits < n else np.ones_like(alpha)
+    return low, high
+
+
+def wilson(rate: float, n: float, alpha: np.ndarray | float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+    """Score limits of a rate on `n` independent decisions. Wilson, JASA 22 (1927)."""
+    z2 = ndtri(np.asarray(alpha, dtype=float) / 2) ** 2
+    centre = (rate + z2 / (2 * n)) / (1 + z2 / n)
+    half = np.sqrt(z2 * (rate * (1 - rate) / n + z2 / (4 * n**2))) / (1 + z2 / n)
+    # A rate of 0 (or 1) has this limit exactly, which rounding would miss.
+    return (centre - half) * (rate > 0), np.where(rate < 1, centre + half, 1.0)
+
+
+def hanley_mcneil_variance(area: np.ndarray, positives: float, negatives: float) -> np.ndarray:
+    """The variance of an area under the ROC curve, with both sample sizes of the second-order terms made their mean.
+
+    Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2",
+    Statistics in Medicine 25 (2006), method 5; after Hanley and McNeil, Radiology 143 (1982).
+    """
+    others = (positives + negatives) / 2 - 1
+    spread = 1 + others * ((1 - area) / (2 - area) + area / (1 + area))
+    return area * (1 - area) * spread / (positives * negatives)
+
+
+def perfect_area(
+    positives: float, negatives: float, alpha: np.ndarray | float = 0.05
+) -> tuple[np.ndarray, np.ndarray]:
+    """Limits of an area that was estimated as exactly 1, where DeLong's variance is 0: Newcombe's method 5."""
+    alpha = np.asarray(alpha, dtype=float)
+    z = -ndtri(alpha / 2)
+    low, high = np.full(alpha.shape, 1e-9), np.full(alpha.shape, 1.0)
+    for _ in range(50):  # 1 - area - z * sd(area) falls from 1 to below 0 and ends at 0 for area = 1
+        middle = (low + high) / 2
+        outside = 1 - middle > z * np.sqrt(hanley_mcneil_variance(middle, positives, negatives))
+        low, high = np.where(outside, middle, low), np.where(outside, high, middle)
+    return low, np.ones_like(alpha)
+
+
+def square_and_add(
+    first: tuple[float, tuple], second: tuple[float, tuple], correlation: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Limits of first - second from the estimates and limits of both (MOVER).
+
+    Zou and Donner, Statistics in Medicine 27 (2008), eq. 8, with Wilson's limits Newcombe's (1998) methods 10 for
+    independent and paired rates.
+    """
+    (a, (a_low, a_high)), (b, (b_low, b_high)) = first, second
+
+    def distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        return np.sqrt(np.maximum(x**2 + y**2 - 2 * correlation * x * y, 0))
+
+    return a - b - distance(a - a_low, b_high - b), a - b + distance(a_high - a, b - b_low)
+
+
+def p_value(difference: Bounds) -> float:
+    """The level at which the interval of a difference just reaches zero, so that test and interval agree."""
+    low, high = 0.0, 1.0  # on the scale of -log10(alpha) / 16
+    for _ in range(40):
+        middle = (low + high) / 2
+        lower, upper = difference(10 ** (-16 * middle))
+        if lower > 0 or upper < 0:
+            low = middle
+        else:
+            high = middle
+    return float(10 ** (-16 * low))
+
+
+def holm(p: np.ndarray) -> np.ndarray:
+    """Holm's adjusted p-values; NaN is no member of the family. Holm, Scandinavian Journal of Statistics 6 (1979)."""
+    p = np.asarray(p, dtype=float)
+    adjusted = np.full(p.shape, np.nan)
+    order = np.argsort(p)[: np.isfinite(p).sum()]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1) if len(order) else steps
+    return adjusted

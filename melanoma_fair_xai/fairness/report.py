@@ -1,0 +1,229 @@
+"""What an evaluation by group says: typed rows, one table of them, and a report to read."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from melanoma_fair_xai.engine.files import atomic_path
+
+from .sample import Sample
+
+OVERALL = "all"
+TITLES = {
+    "roc_auc": "ROC AUC",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "balanced_accuracy": "balanced accuracy",
+    "ppv": "PPV",
+    "auprc": "AUPRC",
+    "brier": "Brier score",
+    "calibration_intercept": "calibration intercept",
+    "calibration_slope": "calibration slope",
+    "ece": "ECE",
+}
+NOT_ESTIMABLE = "not estimable"
+
+
+@dataclass(frozen=True)
+class GroupMetric:
+    """One metric in one group; value, low and high are NaN where it is not estimable."""
+
+    group_column: str
+    group: str
+    metric: str
+    n: int
+    lesions: int
+    melanomas: int
+    melanoma_lesions: int
+    value: float
+    low: float
+    high: float
+    estimable: bool
+
+    @property
+    def prevalence(self) -> float:
+        return self.melanomas / self.n
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """group minus reference. `p` is NaN outside the tested family, and `p_holm` is adjusted over it."""
+
+    group_column: str
+    group: str
+    reference: str
+    metric: str
+    value: float
+    low: float = math.nan
+    high: float = math.nan
+    p: float = math.nan
+    p_holm: float = math.nan
+    estimable: bool = False
+
+
+@dataclass(frozen=True)
+class WorstGroup:
+    """The worst estimable group, how far the best is above it, and the gap's p-value among permuted lesions."""
+
+    group_column: str
+    metric: str
+    group: str
+    value: float
+    best_group: str
+    gap: float
+    p: float
+    groups: int
+
+
+@dataclass(frozen=True)
+class FairnessReport:
+    """Performance by group with intervals. `overall`, `by_group`, `contrasts` and `worst_group` are lists of rows."""
+
+    overall: list[GroupMetric]
+    by_group: list[GroupMetric]
+    contrasts: list[Contrast]
+    worst_group: list[WorstGroup]
+    primary: str | None
+    n_resamples: int
+    seed: int
+    lesions_known: bool
+    sample: Sample = field(repr=False)
+    groups: pd.DataFrame = field(repr=False)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """All rows in one table; `kind` is metric, contrast or worst_group."""
+        kinds = {"metric": self.overall + self.by_group, "contrast": self.contrasts, "worst_group": self.worst_group}
+        rows = [{"kind": kind, **asdict(row)} for kind, rows in kinds.items() for row in rows]
+        order = ["kind", "group_column", "group", "reference", "best_group", "metric", "n", "lesions", "melanomas"]
+        order += ["melanoma_lesions", "value", "low", "high", "estimable", "gap", "p", "p_holm", "groups"]
+        return pd.DataFrame(rows).reindex(columns=order)
+
+    def to_markdown(self) -> str:
+        """The report: methods in words, then a section of tables for every group column."""
+        parts = [self._methods(), _section("All images", self.overall, [], [])]
+        for column in self.groups:
+            parts.append(
+                _section(
+                    column + (" (primary grouping)" if column == self.primary else ""),
+                    [row for row in self.by_group if row.group_column == column],
+                    [row for row in self.contrasts if row.group_column == column],
+                    [row for row in self.worst_group if row.group_column == column],
+                )
+            )
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, folder: str | Path, title: str = "", name: str = "fairness.md") -> None:
+        """Write fairness.csv, and the report as `name`, to a folder.
+
+        Files of these names are replaced.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / "fairness.csv") as path:
+            self.to_pandas().to_csv(path, index=False)
+        heading = f"# Performance by group{': ' + title if title else ''}\n\n"
+        with atomic_path(folder / name) as path:
+            path.write_text(heading + self.to_markdown(), encoding="utf-8")
+
+    def _methods(self) -> str:
+        tested = [row for row in self.contrasts if not math.isnan(row.p)]
+        lines = [
+            "Square brackets hold 95 % intervals that count lesions, not images: Clopper-Pearson on the effective "
+            "sample size for sensitivity and specificity (squared and added for balanced accuracy), clustered "
+            "DeLong on the logit scale for ROC AUC, and a lesion bootstrap within classes "
+            f"({self.n_resamples:,} replicates, seed {self.seed}) for the rest; ECE is a point estimate. Intervals "
+            "are marginal, not widened for the number of groups. Groups whose intervals overlap may still differ; the "
+            "contrasts say whether they do. PPV and AUPRC depend on the prevalence beside them.",
+            f'"{NOT_ESTIMABLE}" stands where fewer than 10 lesions carry a class that the metric needs.',
+        ]
+        if tested:
+            lines.append(
+                f"p-values are adjusted by Holm over {len(tested)} contrasts, of ROC AUC and sensitivity between the "
+                f"groups of {self.primary}; all other contrasts are descriptions. A contrast of sensitivity is the "
+                "gap in equal opportunity; with that of specificity it is the gap in equalized odds."
+            )
+        if not self.lesions_known:
+            lines.append("No lesion ids were given: every image counts as a lesion, and intervals may be too narrow.")
+        return "\n\n".join(lines)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """`value`, or a dash for NaN."""
+    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def with_interval(row: GroupMetric | Contrast) -> str:
+    """`value [low, high]`, or that it is not estimable."""
+    if not row.estimable:
+        return NOT_ESTIMABLE
+    interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
+    return number(row.value) + interval
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table in Markdown; numbers are strings already."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _section(
+    title: str,
+    rows: list[GroupMetric],
+    contrasts: list[Contrast],
+    worst: list[WorstGroup],
+) -> str:
+    parts = [f"## {title}", _metric_tables(rows)]
+    if contrasts:
+        parts.append(_contrast_table(contrasts))
+    if worst:
+        parts.append(_worst_table(worst))
+    return "\n\n".join(parts)
+
+
+def _metric_tables(rows: list[GroupMetric]) -> str:
+    """Two tables of half of the metrics each, so that they fit a page."""
+    cells = {(row.group, row.metric): with_interval(row) for row in rows}
+    groups = {row.group: row for row in rows}
+    present = [metric for metric in TITLES if any(row.metric == metric for row in rows)]
+    tables = []
+    for metrics in (present[: len(present) // 2], present[len(present) // 2 :]):
+        header = ["group", "images", "lesions", "melanomas (lesions)", "prevalence", *(TITLES[m] for m in metrics)]
+        body = [
+            [
+                group,
+                f"{row.n:,}",
+                f"{row.lesions:,}",
+                f"{row.melanomas:,} ({row.melanoma_lesions:,})",
+                f"{100 * row.prevalence:.1f} %",
+                *(cells[group, metric] for metric in metrics),
+            ]
+            for group, row in groups.items()
+        ]
+        tables.append(markdown_table(header, body))
+    return "\n\n".join(tables)
+
+
+def _contrast_table(contrasts: list[Contrast]) -> str:
+    reference = contrasts[0].reference
+    tested = any(not math.isnan(row.p) for row in contrasts)
+    header = ["group", "metric", f"difference from {reference}"] + (["p", "p (Holm)"] if tested else [])
+    shown = [row for row in contrasts if row.estimable]
+    if not shown:
+        return f"Differences from {reference}: {NOT_ESTIMABLE}."
+    body = [
+        [row.group, TITLES[row.metric], with_interval(row)] + ([number(row.p), number(row.p_holm)] if tested else [])
+        for row in shown
+    ]
+    return markdown_table(header, body)
+
+
+def _worst_table(worst: list[WorstGroup]) -> str:
+    header = ["metric", "worst group", "its value", "best group", "gap", "p (permuted lesions)"]
+    body = [
+        [TITLES[row.metric], row.group, number(row.value), row.best_group, number(row.gap), number(row.p)]
+        for row in worst
+    ]
+    return "The gap between the best and the worst estimable group, a description:\n\n" + markdown_table(header, body)

@@ -1,0 +1,80 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from dataset_scripts.common import UserError
+from melanoma_fair_xai.fairness import evaluate, mean_by_group
+
+
+def original_study() -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """13 melanomas and 100 benign images of type IV, and scores that give the published figures of both models."""
+    labels = np.repeat([1, 0], [13, 100])
+    first = np.concatenate([np.full(13, 0.8), np.linspace(0, 0.4, 90), np.linspace(0.6, 0.75, 10)])
+    first[0] = 0.605  # at or below 10 of the benign images
+    second = np.concatenate([np.full(13, 0.9), np.linspace(0, 0.4, 91), np.linspace(0.6, 0.95, 9)])
+    second[0] = 0.1
+    return labels, {"ResNet-18": first, "ResNet-50": second}
+
+
+def test_the_original_studys_two_models_cannot_be_told_apart():
+    labels, models = original_study()
+    reports = {name: evaluate(labels, scores, thresholds=0.5) for name, scores in models.items()}
+    rows = {name: {row.metric: row for row in report.overall} for name, report in reports.items()}
+    first, second = rows["ResNet-18"], rows["ResNet-50"]
+    assert first["sensitivity"].value == 1 and second["sensitivity"].value == pytest.approx(0.9231, abs=1e-4)
+    assert first["balanced_accuracy"].value == pytest.approx(0.95)
+    assert second["balanced_accuracy"].value == pytest.approx(0.9165, abs=1e-4)
+    for metric in ("roc_auc", "sensitivity", "balanced_accuracy"):
+        assert second[metric].high > first[metric].low, metric
+        assert first[metric].n == 113 and first[metric].melanomas == 13
+    assert first["sensitivity"].low == pytest.approx(0.753, abs=0.001)  # Clopper-Pearson of 13 in 13
+
+
+def test_groups_are_evaluated_as_if_they_stood_alone():
+    rng = np.random.default_rng(0)
+    labels = np.tile([0, 0, 1], 100)
+    scores, group = rng.random(300), np.repeat(["a", "b", "c"], 100)
+    report = evaluate(labels, scores, {"site": group}, thresholds=0.5, n_resamples=200)
+    alone = evaluate(labels[:100], scores[:100], thresholds=0.5, n_resamples=200)
+    for row, single in zip([r for r in report.by_group if r.group == "a"], alone.overall, strict=True):
+        assert row.metric == single.metric and row.value == pytest.approx(single.value)
+        if row.metric in ("roc_auc", "sensitivity", "specificity", "balanced_accuracy"):
+            assert (row.low, row.high) == pytest.approx((single.low, single.high))
+    found = {(row.group, row.metric): row.value for row in report.by_group}
+    for contrast in report.contrasts:
+        expected = found[contrast.group, contrast.metric] - found[contrast.reference, contrast.metric]
+        assert contrast.value == pytest.approx(expected) and contrast.low <= contrast.value <= contrast.high
+
+
+def test_unknown_columns_and_values_end_in_a_user_error():
+    labels, scores = np.tile([0, 1], 20), np.linspace(0, 1, 40)
+    with pytest.raises(UserError, match="row 3"):
+        evaluate(labels, np.where(np.arange(40) == 3, np.nan, scores))
+    with pytest.raises(UserError, match="labels are 0"):
+        evaluate(labels + 1, scores)
+    with pytest.raises(UserError, match="nothing to evaluate"):
+        evaluate([], [])
+    with pytest.raises(UserError, match="from 0 to 1"):
+        evaluate(labels, scores * 3)
+    with pytest.raises(UserError, match="lesion_id"):
+        evaluate(labels, scores, lesion_ids=[None] * 40)
+    with pytest.raises(UserError, match="such group"):
+        evaluate(labels, scores, {"sex": ["f", "m"] * 20}, reference={"sex": "x"})
+
+
+def test_means_by_group_are_those_of_pandas_with_intervals_of_lesions():
+    rng = np.random.default_rng(1)
+    lesion = np.repeat(np.arange(80), 5)
+    table = pd.DataFrame(
+        {"lesion_id": lesion, "sex": np.where(lesion % 8 == 0, "female", "male"), "score": rng.normal(size=80)[lesion]}
+    )
+    table.loc[:4, "score"] = np.nan
+    result = mean_by_group(table, ["score"], ["sex"], n_resamples=4000).set_index("group")
+    for group, rows in {"all": table, "male": table[table["sex"] == "male"]}.items():
+        row = result.loc[group]
+        lesions = rows.groupby("lesion_id")["score"].mean().dropna()
+        assert row["mean"] == pytest.approx(rows["score"].mean())
+        assert (row["n"], row["lesions"]) == (rows["score"].notna().sum(), len(lesions))
+        assert (row["high"] - row["low"]) / (2 * 1.96) == pytest.approx(lesions.sem(), rel=0.06)
+    assert not result.loc["female", "estimable"] and np.isnan(result.loc["female", "mean"])
+    assert result.loc["female", "lesions"] == 9
