@@ -15,7 +15,7 @@ import numpy as np
 import timm.data
 import torch
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import TorchDynamoPlugin, set_seed
 
 from dataset_scripts.builder import SKIPPED_NAME
 from dataset_scripts.common import UserError, run_command
@@ -32,7 +32,7 @@ from melanoma_fair_xai.classifier.models import create_classifier
 from melanoma_fair_xai.classifier.predict import melanoma_scores, predict_logits, prediction_table
 from melanoma_fair_xai.classifier.report import operating_metrics, plot_roc, plot_training
 from melanoma_fair_xai.classifier.training import ClassifierTraining, Task
-from melanoma_fair_xai.data.cache import decode_once
+from melanoma_fair_xai.data.cache import decode_once, on_device
 from melanoma_fair_xai.data.loading import UNUSABLE, ColumnNames, Records, load_records
 from melanoma_fair_xai.data.targets import TARGETS, Target, apply_target
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
@@ -126,6 +126,9 @@ class TrainingArguments:
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = field(
         default="auto", metadata={"help": "auto: as accelerate is configured, else bf16 if the hardware has it."}
     )
+    torch_compile: bool = field(
+        default=False, metadata={"help": "Compile the training step: pays on a GPU in long runs, hardly on a CPU."}
+    )
     dataloader_num_workers: int = field(default=0, metadata={"help": "0 is fastest: the cache needs no decoding."})
     checkpointing_steps: int | None = field(default=None, metadata={"help": "Default: once an epoch."})
     checkpoints_total_limit: int = field(default=2, metadata={"help": "Keep the newest so many."})
@@ -144,6 +147,7 @@ def main() -> None:
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             log_with=None if training.report_to == "none" else training.report_to,
             project_dir=training.output_dir,
+            dynamo_plugin=TorchDynamoPlugin(backend="inductor") if training.torch_compile else None,
         )
         resume = training.resume_from_checkpoint is not None
         with open_run_folder(
@@ -258,7 +262,7 @@ def make_task(
     with accelerator.local_main_process_first():
         cache = decode_once(records.images, data_config, show_progress=accelerator.is_local_main_process)
     records = records.without(cache.problems, data.max_skipped_share)
-    task = Task(records, target, labels, cache.pixels, data_config)
+    task = Task(records, target, labels, on_device(cache.pixels, accelerator.device), data_config)
     counts = ", ".join(f"{name} {len(task.rows(name)):,}" for name in ("train", "validation", "test"))
     accelerator.print(f"{data.dataset_name}: {counts} images, {len(records.skipped)} skipped ({SKIPPED_NAME})")
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)

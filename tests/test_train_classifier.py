@@ -138,6 +138,28 @@ def test_the_same_command_gives_the_same_result_and_another_seed_another(trained
     assert any(not torch.equal(value, other[name]) for name, value in load_file(folder / "model.safetensors").items())
 
 
+def test_pixels_that_lie_on_the_device_give_the_same_run(trained, phantoms, tmp_path, monkeypatch):
+    """As a GPU holds them; here the device is the CPU."""
+    monkeypatch.setattr(train_classifier, "on_device", lambda pixels, device: torch.from_numpy(pixels.copy()))
+    launch(monkeypatch, "--dataset_name", phantoms, "--output_dir", tmp_path / "run", *TINY, "--num_train_epochs", 2)
+    assert_same_run(trained[0], tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumes_exactly_and_leaves_the_plain_model(trained, phantoms, tmp_path, monkeypatch):
+    torch._dynamo.utils.counters.clear()
+    flags = ["--dataset_name", phantoms, *TINY, "--max_train_steps", 6, "--checkpointing_steps", 3, "--torch_compile"]
+    launch(monkeypatch, *flags, "--output_dir", tmp_path / "run")
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert (
+        load_file(tmp_path / "run" / "model.safetensors").keys() == load_file(trained[0] / "model.safetensors").keys()
+    )
+    shutil.copytree(tmp_path / "run", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoint-6")
+    launch(monkeypatch, "--resume_from_checkpoint", "latest", "--output_dir", tmp_path / "resumed")
+    assert_same_run(tmp_path / "run", tmp_path / "resumed")
+
+
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_killed_run_resumes_to_the_same_bits(trained, phantoms, tmp_path, monkeypatch, number):
     folder, _ = trained

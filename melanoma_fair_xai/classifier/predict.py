@@ -11,6 +11,7 @@ from scipy.special import softmax
 from tqdm.auto import tqdm
 
 from melanoma_fair_xai.classifier.export import ClassifierInfo
+from melanoma_fair_xai.data.cache import take
 from melanoma_fair_xai.data.images import normalise
 
 
@@ -18,7 +19,7 @@ from melanoma_fair_xai.data.images import normalise
 def predict_logits(
     accelerator: Accelerator,
     model: torch.nn.Module,
-    pixels: np.ndarray,
+    pixels: np.ndarray | torch.Tensor,
     rows: np.ndarray,
     data_config: dict,
     batch_size: int,
@@ -34,8 +35,7 @@ def predict_logits(
     mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
     results = []
     for number in tqdm(mine, desc=description, unit="batch", disable=not accelerator.is_main_process, leave=False):
-        # Sorted, copied and moved in one go; the memory map itself is read-only.
-        batch = torch.from_numpy(pixels[batches[number]]).to(accelerator.device, non_blocking=True)
+        batch = take(pixels, batches[number], accelerator.device)
         inputs = normalise(batch.permute(0, 3, 1, 2), data_config)
         results.append((number, model(inputs).float().cpu().numpy()))
     gathered = sorted(gather_object(results), key=lambda item: item[0])

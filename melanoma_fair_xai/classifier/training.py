@@ -21,7 +21,7 @@ from melanoma_fair_xai.classifier.models import (
 from melanoma_fair_xai.classifier.predict import predict_logits
 from melanoma_fair_xai.classifier.report import ranking_metrics
 from melanoma_fair_xai.data.augmentation import Augmentation, augment
-from melanoma_fair_xai.data.cache import PixelDataset
+from melanoma_fair_xai.data.cache import PixelDataset, take
 from melanoma_fair_xai.data.images import normalise
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.data.targets import Target
@@ -37,12 +37,15 @@ LOGGING_STEPS = 10
 
 @dataclass
 class Task:
-    """The data as a model sees them: row i of `records` has pixels[i] (uint8 H, W, 3), labels[i] and its split."""
+    """The data as a model sees them: row i of `records` has pixels[i] (uint8 H, W, 3), labels[i] and its split.
+
+    `pixels` are a memory map, or a tensor in the memory of a GPU (see `data.cache.on_device`).
+    """
 
     records: Records
     target: Target
     labels: np.ndarray
-    pixels: np.ndarray
+    pixels: np.ndarray | torch.Tensor
     data_config: dict[str, Any]
 
     def rows(self, split: str) -> np.ndarray:
@@ -146,7 +149,7 @@ class ClassifierTraining:
         )
 
     def _inputs(self, rows: np.ndarray) -> torch.Tensor:
-        pixels = torch.from_numpy(self.task.pixels[rows]).to(self.accelerator.device)
+        pixels = take(self.task.pixels, rows, self.accelerator.device)
         return normalise(pixels.permute(0, 3, 1, 2), self.task.data_config)
 
     def run(self) -> None:
@@ -220,7 +223,10 @@ class ClassifierTraining:
 
     def _train_on(self, batch: dict[str, torch.Tensor]) -> None:
         with self.accelerator.accumulate(self.model):
-            images = augment(batch["pixels"], batch["parameters"])
+            pixels = (
+                take(self.task.pixels, batch["rows"], self.accelerator.device) if "rows" in batch else batch["pixels"]
+            )
+            images = augment(pixels, batch["parameters"])
             inputs = normalise(images, self.task.data_config).contiguous(memory_format=torch.channels_last)
             with self.accelerator.autocast():
                 logits = self.model(inputs)

@@ -117,11 +117,36 @@ def _write(path: Path, images: datasets.Dataset, data_config: dict, show_progres
             Path(facts).write_text(json.dumps(problems))
 
 
+def on_device(pixels: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:
+    """The pixels in the memory of a GPU, as a tensor, where they take up to half of what is free there; else as given.
+
+    A batch is then gathered at the speed of the GPU's memory, and nothing crosses the bus but row numbers.
+    """
+    if device.type != "cuda" or pixels.nbytes > torch.cuda.mem_get_info(device)[0] // 2:
+        return pixels
+    resident = torch.empty(pixels.shape, dtype=torch.uint8, device=device)
+    for start in range(0, len(pixels), CHUNK):
+        resident[start : start + CHUNK] = torch.from_numpy(pixels[start : start + CHUNK].copy())
+    return resident
+
+
+def take(pixels: np.ndarray | torch.Tensor, rows: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
+    """Rows of `on_device` pixels as uint8 (len(rows), H, W, 3) on the device."""
+    if isinstance(pixels, torch.Tensor):
+        return pixels[torch.as_tensor(rows, device=pixels.device)]
+    return torch.from_numpy(pixels[rows]).to(device, non_blocking=True)
+
+
 class PixelDataset(torch.utils.data.Dataset):
-    """Cached pixels by (epoch, index), each with its label and its own augmentation parameters."""
+    """By (epoch, index): the pixels, or their row where these lie on the device, label and augmentation parameters."""
 
     def __init__(
-        self, pixels: np.ndarray, rows: np.ndarray, labels: np.ndarray, augmentation: Augmentation, seed: int
+        self,
+        pixels: np.ndarray | torch.Tensor,
+        rows: np.ndarray,
+        labels: np.ndarray,
+        augmentation: Augmentation,
+        seed: int,
     ):
         self.pixels, self.rows, self.labels, self.augmentation, self.seed = pixels, rows, labels, augmentation, seed
 
@@ -130,8 +155,13 @@ class PixelDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, torch.Tensor]:
         epoch, index = key
+        row = self.rows[index]
+        if isinstance(self.pixels, torch.Tensor):
+            image = {"rows": torch.tensor(row)}
+        else:
+            image = {"pixels": torch.from_numpy(self.pixels[row].copy())}
         return {
-            "pixels": torch.from_numpy(self.pixels[self.rows[index]].copy()),
+            **image,
             "labels": torch.tensor(self.labels[index]),
             "parameters": torch.from_numpy(self.augmentation.draw(self.seed, epoch, index)),
         }
