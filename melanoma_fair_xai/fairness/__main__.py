@@ -28,7 +28,7 @@ def main() -> None:
 def evaluate_runs(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m melanoma_fair_xai.fairness",
-        description="Performance by group with intervals: fairness.csv and fairness.md. "
+        description="Performance by group with intervals: fairness.csv, fairness.md and figures. "
         "With `compare` as the first word, runs are compared instead (compare --help).",
     )
     parser.add_argument("predictions", nargs="+", help="Parquet tables, or run folders, that are evaluated together")
@@ -49,9 +49,9 @@ def evaluate_runs(arguments: list[str]) -> None:
         show_progress=True,
     )
     title = options.title or ("phantom data, no patients" if _are_phantoms(table) else "")
-    report.write(options.output_dir, title)
+    report.write(options.output_dir, title, show_progress=True)
     print(report.to_markdown())
-    print(f"report:  {Path(options.output_dir, 'fairness.md')}")
+    print(f"report:  {Path(options.output_dir, 'fairness.md')}\nfigures: {Path(options.output_dir, 'figures')}")
 
 
 def compare_runs(arguments: list[str]) -> None:

@@ -1,8 +1,10 @@
 """Several models on the same lesions: paired differences, what happens to the gaps, and levelling down."""
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +15,15 @@ from dataset_scripts.common import UNKNOWN, UserError
 from melanoma_fair_xai.engine.files import atomic_path
 
 from .estimates import Estimate, subtract
-from .evaluation import FAMILY, closed_form, enough_lesions
+from .estimation import CLOSED_FORM, METRICS, TITLES, estimate_parts
+from .evaluation import FAMILY
 from .groups import PRIMARY, available_groups, group_columns, reference_group
 from .intervals import holm
-from .report import OVERALL, TITLES, markdown_table, number, with_interval
+from .report import OVERALL, markdown_table, number, with_interval
+from .resampling import lesion_classes, lesion_groups
 from .sample import Sample, make_sample
+
+GAPS = (*CLOSED_FORM, "ppv", "auprc")  # the metrics of which more is better
 
 
 @dataclass(frozen=True)
@@ -31,9 +37,9 @@ class ModelDifference:
     n: int
     lesions: int
     melanomas: int
-    baseline_value: float
-    model_value: float
-    value: float
+    baseline_value: float = math.nan
+    model_value: float = math.nan
+    value: float = math.nan
     low: float = math.nan
     high: float = math.nan
     p: float = math.nan
@@ -88,7 +94,7 @@ class Comparison:
         primary = f" and in each group of {self.primary}" if self.primary else ""
         methods = (
             f"Paired differences from {self.baseline} on the same lesions, with marginal 95 % intervals: squared and "
-            "added limits with the correlation that the common lesions give (clustered DeLong for ROC AUC). p-values "
+            "added limits with the correlation that the common lesions give. p-values "
             f"are adjusted by Holm over {tested} differences: ROC AUC and sensitivity of every model, in all "
             f"images{primary}.\n\n"
             "A gap is a group's value minus the reference group's. Levelling down stands where a gap is narrower "
@@ -105,7 +111,7 @@ class Comparison:
             [row.group_column, row.group, f"{row.n:,}", f"{row.melanomas:,}", TITLES[row.metric]]
             + [number(row.baseline_value), number(row.model_value), with_interval(row), number(row.p_holm)]
             for row in self.differences
-            if row.model == model
+            if row.model == model and row.estimable
         ]
         parts = [f"## {model} against {self.baseline}", markdown_table(header, rows)]
         gaps = [row for row in self.gaps if row.model == model]
@@ -133,15 +139,17 @@ def compare(
     tables: Mapping[str, pd.DataFrame],
     group_by: Sequence[str] | None = None,
     reference: Mapping[str, str] | None = None,
+    n_resamples: int = 2000,
+    seed: int = 0,
     show_progress: bool = False,
 ) -> Comparison:
-    """Compare models with the first one, overall and by group, on ROC AUC, sensitivity, specificity and their mean.
+    """Compare models with the first one, overall and by group.
 
     Args:
         tables: predictions tables of the same images, by model; each model has its own scores and thresholds. A table
             may hold an image once in every fold (runs of several seeds, say).
         group_by: as in `group_columns`; by default whatever the first table allows.
-        reference: as in `evaluate`.
+        reference, n_resamples, seed: as in `evaluate`.
 
     Raises:
         UserError: fewer than two tables, other images or labels than the first one's, and as `evaluate`.
@@ -154,10 +162,10 @@ def compare(
     columns = group_columns(first, available_groups(first) if group_by is None else group_by)
     primary = PRIMARY if PRIMARY in columns else next(iter(columns), None)
     everything = pd.Series(pd.Categorical([OVERALL] * len(first)))
-    differences, gaps = _compare_column(samples, everything, OVERALL, None, True)
+    differences, gaps = _compare_column(samples, everything, OVERALL, None, True, n_resamples, seed)
     for name in tqdm(list(columns), desc="groups", unit="column", disable=not show_progress):
         base = reference_group(columns[name], samples[baseline].labels, reference, name)
-        more, changes = _compare_column(samples, columns[name], name, base, name == primary)
+        more, changes = _compare_column(samples, columns[name], name, base, name == primary, n_resamples, seed)
         differences += more
         gaps += changes
     adjusted = holm(np.array([row.p for row in differences]))
@@ -206,27 +214,34 @@ def _flag(row: GapChange) -> str:
 
 
 def _compare_column(
-    samples: Mapping[str, Sample], column: pd.Series, name: str, reference: str | None, tested: bool
+    samples: Mapping[str, Sample],
+    column: pd.Series,
+    name: str,
+    reference: str | None,
+    tested: bool,
+    n_resamples: int,
+    seed: int,
 ) -> tuple[list[ModelDifference], list[GapChange]]:
-    differences: list[ModelDifference] = []
-    estimates: dict[tuple[str, str], dict[str, Estimate]] = {}
+    baseline, *others = samples
+    codes = column.cat.codes.to_numpy().astype(np.int64)
+    parts = {
+        (model, group): sample.select(codes == code)
+        for code, group in enumerate(column.cat.categories)
+        for model, sample in samples.items()
+    }
+    strata = lesion_groups(samples[baseline].lesions, codes) * 2 + lesion_classes(samples[baseline])
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
+    estimates = estimate_parts(parts, strata, n_resamples, rng)
+    differences = []
     for group in column.cat.categories:
-        rows = (column == group).to_numpy()
-        parts = {model: sample.select(rows) for model, sample in samples.items()}
-        for model, part in parts.items():
-            estimates[model, group] = {
-                metric: estimate for metric, estimate in closed_form(part).items() if enough_lesions(part, metric)
-            }
-        baseline, *others = samples
-        part = parts[baseline]
+        part = parts[baseline, group]
         counts = (len(part), len(np.unique(part.lesions)), int(part.labels.sum()))
         for model in others:
-            for metric in closed_form(part):
-                row = ModelDifference(name, group, metric, model, *counts, *[math.nan] * 3)
-                if metric in estimates[model, group]:
-                    row = _with_difference(
-                        row, estimates[baseline, group][metric], estimates[model, group][metric], tested
-                    )
+            for metric in METRICS:
+                pair = estimates[baseline, group].get(metric), estimates[model, group].get(metric)
+                row = ModelDifference(name, group, metric, model, *counts)
+                if None not in pair:
+                    row = _with_difference(row, *pair, tested)
                 differences.append(row)
     gaps = _gap_changes(estimates, list(samples), column, name, reference) if reference else []
     return differences, gaps
@@ -260,8 +275,8 @@ def _gap_changes(
         for group in column.cat.categories:
             if group in (reference, UNKNOWN):
                 continue
-            for metric in estimates[baseline, group]:
-                if metric not in estimates[baseline, reference]:
+            for metric in GAPS:
+                if not all(metric in estimates[key] for key in product((baseline, model), (group, reference))):
                     continue
                 gained = subtract(estimates[model, group][metric], estimates[baseline, group][metric])
                 base = estimates[baseline, reference][metric]

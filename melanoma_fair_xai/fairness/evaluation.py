@@ -10,24 +10,16 @@ from tqdm.auto import tqdm
 
 from dataset_scripts.common import UNKNOWN, UserError
 
-from .estimates import Estimate, balanced_accuracy, roc_auc, sensitivity, specificity, subtract
+from .estimates import Estimate, subtract
+from .estimation import AT_THRESHOLD, CLOSED_FORM, METRICS, enough_lesions, estimate_parts
 from .groups import PRIMARY, as_groups, available_groups, group_columns, reference_group
 from .intervals import holm
 from .report import OVERALL, Contrast, FairnessReport, GroupMetric, WorstGroup
-from .resampling import bootstrap_weights, lesion_classes, lesion_groups, permuted_groups
+from .resampling import lesion_classes, lesion_groups, permuted_groups
 from .sample import Sample, make_sample
 from .weighted import WeightedMetrics, expected_calibration_error
 
-CLOSED_FORM = {
-    "roc_auc": roc_auc,
-    "sensitivity": sensitivity,
-    "specificity": specificity,
-    "balanced_accuracy": balanced_accuracy,
-}
-METRICS = (*CLOSED_FORM, "ppv", "auprc", "brier", "calibration_intercept", "calibration_slope", "ece")
-AT_THRESHOLD = ("sensitivity", "specificity", "balanced_accuracy", "ppv")
 FAMILY = ("roc_auc", "sensitivity")  # whose contrasts between primary groups Holm's procedure adjusts together
-MINIMUM_LESIONS = 10
 
 
 def evaluate_predictions(table: pd.DataFrame, group_by: Sequence[str] | None = None, **options) -> FairnessReport:
@@ -81,13 +73,13 @@ def evaluate(
             raise UserError(f"group column {name}: {len(values)} values for {len(sample)} labels")
     columns = pd.DataFrame({name: as_groups(values, name) for name, values in groups.items()})
     primary = PRIMARY if PRIMARY in columns else next(iter(columns), None)
+    bases = {name: reference_group(columns[name], sample.labels, reference, name) for name in columns}
     overall = pd.Series(pd.Categorical(np.full(len(sample), OVERALL)))
     by_group, contrasts, worst = [], [], []
     total_rows, _, _ = evaluate_column(sample, overall, OVERALL, None, n_resamples, seed, False)
     for name in tqdm(list(columns), desc="groups", unit="column", disable=not show_progress):
-        base = reference_group(columns[name], sample.labels, reference, name)
         rows, differences, gaps = evaluate_column(
-            sample, columns[name], name, base, n_resamples, seed, name == primary
+            sample, columns[name], name, bases[name], n_resamples, seed, name == primary
         )
         by_group += rows
         contrasts += differences
@@ -98,6 +90,7 @@ def evaluate(
         contrasts=_adjusted(contrasts),
         worst_group=worst,
         primary=primary,
+        reference=bases,
         n_resamples=n_resamples,
         seed=seed,
         lesions_known=lesion_ids is not None,
@@ -119,108 +112,56 @@ def evaluate_column(
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # whatever the other columns are
     codes, names = column.cat.codes.to_numpy().astype(np.int64), list(column.cat.categories)
     parts = {group: sample.select(codes == code) for code, group in enumerate(names)}
-    metrics = {group: WeightedMetrics(part) for group, part in parts.items()}
-    estimates = {group: closed_form(part) for group, part in parts.items()}
-    replicates = _bootstrap(sample, codes, metrics, n_resamples, rng)
-    rows = [
-        row
-        for group, part in parts.items()
-        for row in _group_rows(part, name, group, metrics[group], estimates[group], replicates[group])
-    ]
-    found = {(row.group, row.metric): row for row in rows}
+    strata = lesion_groups(sample.lesions, codes) * 2 + lesion_classes(sample)
+    estimates = estimate_parts(parts, strata, n_resamples, rng)
+    rows = [row for group, part in parts.items() for row in _group_rows(part, name, group, estimates[group])]
     contrasts = [
-        _contrast(found[group, metric], found[reference, metric], estimates, replicates, tested and metric in FAMILY)
+        _contrast(name, group, reference, metric, estimates, tested)
         for group in names
         if reference is not None and group not in (reference, UNKNOWN)
         for metric in METRICS
-        if (group, metric) in found and metric != "ece"
+        if metric != "ece" and any(row.metric == metric for row in rows)
     ]
-    worst = _worst_groups(sample, codes, names, found, name, n_resamples, rng) if reference is not None else []
+    able = {
+        metric: [group for group in names if group != UNKNOWN and metric in estimates[group]] for metric in CLOSED_FORM
+    }
+    values = {(row.group, row.metric): row.value for row in rows}
+    worst = _worst_groups(sample, codes, names, able, values, name, n_resamples, rng) if reference is not None else []
     return rows, contrasts, worst
 
 
-def closed_form(sample: Sample) -> dict[str, Estimate]:
-    """The estimates that know their limits."""
-    names = [name for name in CLOSED_FORM if sample.decisions is not None or name not in AT_THRESHOLD]
-    return {name: CLOSED_FORM[name](sample) for name in names}
-
-
-def _bootstrap(
-    sample: Sample, codes: np.ndarray, metrics: dict[str, WeightedMetrics], n_resamples: int, rng: np.random.Generator
-) -> dict[str, dict[str, np.ndarray]]:
-    """Replicates (n_resamples,) of each bootstrapped metric of each group, from the same draws of lesions."""
-    strata = lesion_groups(sample.lesions, codes) * 2 + lesion_classes(sample)
-    blocks: dict[str, list[dict[str, np.ndarray]]] = {group: [] for group in metrics}
-    for weights in bootstrap_weights(strata, n_resamples, rng):
-        for group, metric in metrics.items():
-            blocks[group].append(metric.bootstrapped(weights[metric.lesions]))
-    return {
-        group: {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        for group, parts in blocks.items()
-    }
-
-
-def _group_rows(
-    part: Sample,
-    column: str,
-    group: str,
-    metrics: WeightedMetrics,
-    estimates: dict[str, Estimate],
-    replicates: dict[str, np.ndarray],
-) -> list[GroupMetric]:
-    melanoma_lesions = len(np.unique(part.lesions[part.labels]))
-    counts = (len(part), len(metrics.lesions), int(part.labels.sum()), melanoma_lesions)
-    whole = {name: float(value[0]) for name, value in metrics.bootstrapped(np.ones((len(metrics.lesions), 1))).items()}
+def _group_rows(part: Sample, column: str, group: str, estimates: Mapping[str, Estimate]) -> list[GroupMetric]:
+    lesions, melanoma_lesions = len(np.unique(part.lesions)), len(np.unique(part.lesions[part.labels]))
+    counts = (len(part), lesions, int(part.labels.sum()), melanoma_lesions)
     rows = []
     for name in METRICS:
-        estimable = enough_lesions(part, name)
-        if name in estimates:
-            value, (low, high) = estimates[name].value, estimates[name].interval() if estimable else (np.nan, np.nan)
-        elif name == "ece":
-            value, low, high = expected_calibration_error(part), np.nan, np.nan
-        elif name in whole:
-            value, (low, high) = whole[name], percentiles(replicates[name])
-        else:
+        if name in AT_THRESHOLD and part.thresholds is None:
             continue
-        row = GroupMetric(column, group, name, *counts, float(value), float(low), float(high), True)
-        if not estimable or not np.isfinite(value):
-            row = replace(row, value=np.nan, low=np.nan, high=np.nan, estimable=False)
-        rows.append(row)
+        value = low = high = np.nan
+        if name in estimates:
+            value, (low, high) = estimates[name].value, estimates[name].interval()
+        elif name == "ece" and enough_lesions(part, name):
+            value = expected_calibration_error(part)
+        rows.append(
+            GroupMetric(column, group, name, *counts, float(value), float(low), float(high), bool(np.isfinite(value)))
+        )
     return rows
 
 
-def enough_lesions(sample: Sample, metric: str) -> bool:
-    """Whether each class that the metric needs is carried by 10 lesions."""
-    classes = {"sensitivity": [True], "specificity": [False]}.get(metric, [True, False])
-    return all(len(np.unique(sample.lesions[sample.labels == label])) >= MINIMUM_LESIONS for label in classes)
-
-
-def percentiles(replicates: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval; NaN where over a twentieth of the replicates has no value."""
-    finite = replicates[np.isfinite(replicates)]
-    if len(finite) < 0.95 * len(replicates) or not len(finite):
-        return np.nan, np.nan
-    low, high = np.quantile(finite, [0.025, 0.975])
-    return float(low), float(high)
-
-
 def _contrast(
-    row: GroupMetric,
-    base: GroupMetric,
-    estimates: dict[str, dict[str, Estimate]],
-    replicates: dict[str, dict[str, np.ndarray]],
+    column: str,
+    group: str,
+    reference: str,
+    metric: str,
+    estimates: Mapping[str, Mapping[str, Estimate]],
     tested: bool,
 ) -> Contrast:
-    contrast = Contrast(row.group_column, row.group, base.group, row.metric, row.value - base.value)
-    if not (row.estimable and base.estimable):
-        return contrast
-    if row.metric not in estimates[row.group]:
-        low, high = percentiles(replicates[row.group][row.metric] - replicates[base.group][row.metric])
-        return replace(contrast, low=low, high=high, estimable=True)
-    difference = subtract(estimates[row.group][row.metric], estimates[base.group][row.metric])
+    if metric not in estimates[group] or metric not in estimates[reference]:
+        return Contrast(column, group, reference, metric)
+    difference = subtract(estimates[group][metric], estimates[reference][metric])
     low, high = difference.interval()
-    p = difference.p_value() if tested else np.nan
-    return replace(contrast, low=float(low), high=float(high), p=p, estimable=True)
+    p = difference.p_value() if tested and metric in FAMILY else np.nan
+    return Contrast(column, group, reference, metric, difference.value, float(low), float(high), p, estimable=True)
 
 
 def _adjusted(contrasts: list[Contrast]) -> list[Contrast]:
@@ -232,24 +173,21 @@ def _worst_groups(
     sample: Sample,
     codes: np.ndarray,
     names: list[str],
-    rows: dict[tuple[str, str], GroupMetric],
+    able: Mapping[str, list[str]],
+    values: Mapping[tuple[str, str], float],
     column: str,
     n_resamples: int,
     rng: np.random.Generator,
 ) -> list[WorstGroup]:
-    """The worst group and the largest gap of each metric, with the p-value of the gap among permuted lesions."""
-    metrics = [name for name in CLOSED_FORM if (names[0], name) in rows]
-    able = {name: [group for group in names if group != UNKNOWN and rows[group, name].estimable] for name in metrics}
-    able = {name: groups for name, groups in able.items() if len(groups) > 1}
-    p_values = permutation_p_values(
-        sample, codes, {m: [names.index(g) for g in gs] for m, gs in able.items()}, n_resamples, rng
-    )
+    """The worst of the groups that are `able`, and the largest gap, of each metric, with the gap's p-value."""
+    able = {metric: groups for metric, groups in able.items() if len(groups) > 1}
+    places = {metric: [names.index(group) for group in groups] for metric, groups in able.items()}
+    p_values = permutation_p_values(sample, codes, places, n_resamples, rng)
     result = []
-    for name, groups in able.items():
-        ranked = sorted(groups, key=lambda group: rows[group, name].value)
-        worst, best = rows[ranked[0], name], rows[ranked[-1], name]
-        gap = best.value - worst.value
-        result.append(WorstGroup(column, name, worst.group, worst.value, best.group, gap, p_values[name], len(groups)))
+    for metric, groups in able.items():
+        worst, *_, best = sorted(groups, key=lambda group: values[group, metric])
+        value, gap = values[worst, metric], values[best, metric] - values[worst, metric]
+        result.append(WorstGroup(column, metric, worst, value, best, gap, p_values[metric], len(groups)))
     return result
 
 

@@ -1,7 +1,7 @@
 """What an evaluation by group says: typed rows, one table of them, and a report to read."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -9,21 +9,11 @@ import pandas as pd
 
 from melanoma_fair_xai.engine.files import atomic_path
 
+from .estimation import TITLES
+from .figures import draw_figures
 from .sample import Sample
 
 OVERALL = "all"
-TITLES = {
-    "roc_auc": "ROC AUC",
-    "sensitivity": "sensitivity",
-    "specificity": "specificity",
-    "balanced_accuracy": "balanced accuracy",
-    "ppv": "PPV",
-    "auprc": "AUPRC",
-    "brier": "Brier score",
-    "calibration_intercept": "calibration intercept",
-    "calibration_slope": "calibration slope",
-    "ece": "ECE",
-}
 NOT_ESTIMABLE = "not estimable"
 
 
@@ -56,7 +46,7 @@ class Contrast:
     group: str
     reference: str
     metric: str
-    value: float
+    value: float = math.nan
     low: float = math.nan
     high: float = math.nan
     p: float = math.nan
@@ -87,6 +77,7 @@ class FairnessReport:
     contrasts: list[Contrast]
     worst_group: list[WorstGroup]
     primary: str | None
+    reference: dict[str, str | None]
     n_resamples: int
     seed: int
     lesions_known: bool
@@ -101,9 +92,9 @@ class FairnessReport:
         order += ["melanoma_lesions", "value", "low", "high", "estimable", "gap", "p", "p_holm", "groups"]
         return pd.DataFrame(rows).reindex(columns=order)
 
-    def to_markdown(self) -> str:
-        """The report: methods in words, then a section of tables for every group column."""
-        parts = [self._methods(), _section("All images", self.overall, [], [])]
+    def to_markdown(self, figures: Mapping[str, Sequence[str]] | None = None) -> str:
+        """The report: methods in words, then tables for every group column, and links to its `figures`, if given."""
+        parts = [self._methods(), _section("All images", self.overall, [], [], ())]
         for column in self.groups:
             parts.append(
                 _section(
@@ -111,22 +102,26 @@ class FairnessReport:
                     [row for row in self.by_group if row.group_column == column],
                     [row for row in self.contrasts if row.group_column == column],
                     [row for row in self.worst_group if row.group_column == column],
+                    (figures or {}).get(column, ()),
                 )
             )
         return "\n\n".join(parts) + "\n"
 
-    def write(self, folder: str | Path, title: str = "", name: str = "fairness.md") -> None:
-        """Write fairness.csv, and the report as `name`, to a folder.
+    def write(
+        self, folder: str | Path, title: str = "", name: str = "fairness.md", show_progress: bool = False
+    ) -> None:
+        """Write fairness.csv, the report as `name`, and figures/ with those of every group column, to a folder.
 
         Files of these names are replaced.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        figures = draw_figures(self, folder / "figures", title, show_progress)
         with atomic_path(folder / "fairness.csv") as path:
             self.to_pandas().to_csv(path, index=False)
         heading = f"# Performance by group{': ' + title if title else ''}\n\n"
         with atomic_path(folder / name) as path:
-            path.write_text(heading + self.to_markdown(), encoding="utf-8")
+            path.write_text(heading + self.to_markdown(figures), encoding="utf-8")
 
     def _methods(self) -> str:
         tested = [row for row in self.contrasts if not math.isnan(row.p)]
@@ -174,22 +169,28 @@ def _section(
     rows: list[GroupMetric],
     contrasts: list[Contrast],
     worst: list[WorstGroup],
+    figures: Sequence[str],
 ) -> str:
     parts = [f"## {title}", _metric_tables(rows)]
     if contrasts:
         parts.append(_contrast_table(contrasts))
     if worst:
         parts.append(_worst_table(worst))
+    parts += [f"![{Path(name).stem.replace('_', ' ')}](figures/{name})" for name in figures]
     return "\n\n".join(parts)
 
 
+def _halves(rows: Sequence[GroupMetric | Contrast]) -> list[list[str]]:
+    """The metrics of the rows in two halves, so that a table of each fits a page."""
+    present = [metric for metric in TITLES if any(row.metric == metric for row in rows)]
+    return [present[: len(present) // 2], present[len(present) // 2 :]]
+
+
 def _metric_tables(rows: list[GroupMetric]) -> str:
-    """Two tables of half of the metrics each, so that they fit a page."""
     cells = {(row.group, row.metric): with_interval(row) for row in rows}
     groups = {row.group: row for row in rows}
-    present = [metric for metric in TITLES if any(row.metric == metric for row in rows)]
     tables = []
-    for metrics in (present[: len(present) // 2], present[len(present) // 2 :]):
+    for metrics in _halves(rows):
         header = ["group", "images", "lesions", "melanomas (lesions)", "prevalence", *(TITLES[m] for m in metrics)]
         body = [
             [
@@ -207,17 +208,22 @@ def _metric_tables(rows: list[GroupMetric]) -> str:
 
 
 def _contrast_table(contrasts: list[Contrast]) -> str:
-    reference = contrasts[0].reference
-    tested = any(not math.isnan(row.p) for row in contrasts)
-    header = ["group", "metric", f"difference from {reference}"] + (["p", "p (Holm)"] if tested else [])
-    shown = [row for row in contrasts if row.estimable]
-    if not shown:
-        return f"Differences from {reference}: {NOT_ESTIMABLE}."
-    body = [
-        [row.group, TITLES[row.metric], with_interval(row)] + ([number(row.p), number(row.p_holm)] if tested else [])
-        for row in shown
-    ]
-    return markdown_table(header, body)
+    found = {(row.group, row.metric): row for row in contrasts}
+    tables = []
+    for metrics in _halves(contrasts):
+        tested = {metric for metric in metrics for row in contrasts if row.metric == metric and not math.isnan(row.p)}
+        header = ["group"]
+        for metric in metrics:
+            header += [TITLES[metric], "p", "p (Holm)"] if metric in tested else [TITLES[metric]]
+        body = []
+        for group in dict.fromkeys(row.group for row in contrasts):
+            line = [group]
+            for metric in metrics:
+                row = found[group, metric]
+                line += [with_interval(row)] + ([number(row.p), number(row.p_holm)] if metric in tested else [])
+            body.append(line)
+        tables.append(markdown_table(header, body))
+    return f"Differences from {contrasts[0].reference}:\n\n" + "\n\n".join(tables)
 
 
 def _worst_table(worst: list[WorstGroup]) -> str:

@@ -39,7 +39,7 @@ def bootstrap_weights(strata: np.ndarray, n_resamples: int, rng: np.random.Gener
         for rows in members:
             m = len(rows)
             draws = max(m - 1, 1)
-            drawn = rng.integers(0, m, (size, draws)) + np.arange(size)[:, None] * m
+            drawn = rng.integers(0, m, (size, draws), dtype=np.int32) + np.arange(size)[:, None] * m
             counts = np.bincount(drawn.ravel(), minlength=size * m).reshape(size, m)
             weights[rows] = counts.T * (m / draws)
         yield weights

@@ -19,7 +19,7 @@ class Sample:
         lesions: int64 (n,), codes of the lesions.
         keys: int64 (n,), ordered by fold, then score: only keys of one fold are compared.
         fold_width: keys // fold_width is the fold, and keys % fold_width the rank of the score, from 1.
-        decisions: bool (n,), score >= threshold; None without thresholds.
+        thresholds: float64 (n,), or None.
     """
 
     labels: np.ndarray
@@ -27,16 +27,21 @@ class Sample:
     lesions: np.ndarray
     keys: np.ndarray
     fold_width: int
-    decisions: np.ndarray | None
+    thresholds: np.ndarray | None
+
+    @property
+    def decisions(self) -> np.ndarray | None:
+        """bool (n,), score >= threshold; None without thresholds."""
+        return None if self.thresholds is None else self.scores >= self.thresholds
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def select(self, rows: np.ndarray) -> "Sample":
         """Some of the rows (indices or bool); codes and keys stay comparable."""
-        decisions = None if self.decisions is None else self.decisions[rows]
+        thresholds = None if self.thresholds is None else self.thresholds[rows]
         parts = {name: getattr(self, name)[rows] for name in ("labels", "scores", "lesions", "keys")}
-        return replace(self, **parts, decisions=decisions)
+        return replace(self, **parts, thresholds=thresholds)
 
 
 def make_sample(
@@ -77,8 +82,7 @@ def make_sample(
     fold_codes = np.zeros(n, dtype=np.int64) if folds is None else _codes(folds, "fold")
     ranks = np.unique(scores, return_inverse=True)[1] + 1
     width = int(ranks.max()) + 1
-    decisions = None if thresholds is None else scores >= thresholds
-    return Sample(labels.astype(bool), scores, lesions, fold_codes * width + ranks, width, decisions)
+    return Sample(labels.astype(bool), scores, lesions, fold_codes * width + ranks, width, thresholds)
 
 
 def _numbers(values: Sequence, name: str) -> np.ndarray:

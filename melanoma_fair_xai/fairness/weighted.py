@@ -10,11 +10,11 @@ from scipy.special import expit, logit
 
 from .sample import Sample
 
-LOGIT_CELLS = 400  # distinct logits that recalibration tells apart; finer than anything that it could show
+LOGIT_CELLS = 128  # distinct logits that recalibration tells apart, each the mean of its cell
 SCORE_LIMIT = 1e-6  # scores are kept this far from 0 and 1 where their logit is taken
 NEWTON_STEPS = 8
 LONGEST_STEP = 2.0  # on the logit scale; Newton's method overshoots where the scores are far off
-SETTLED = 1e-3  # the last step of a fit that has converged
+SETTLED = 1e-4  # the last step of a fit that has converged
 ECE_BINS = 15
 
 
@@ -56,8 +56,9 @@ class WeightedMetrics:
 def _sums(sample: Sample, place: np.ndarray, count: int) -> np.ndarray:
     """Per lesion: images, melanomas, squared errors; with decisions positive calls and right ones; (k, lesions)."""
     columns = [np.ones(len(sample)), sample.labels, (sample.scores - sample.labels) ** 2]
-    if sample.decisions is not None:
-        columns += [sample.decisions, sample.decisions & sample.labels]
+    decisions = sample.decisions
+    if decisions is not None:
+        columns += [decisions, decisions & sample.labels]
     return np.stack([np.bincount(place, column, minlength=count) for column in columns])
 
 
@@ -138,19 +139,21 @@ class _Recalibration:
         """Newton's method on all replicates, from the fit to the whole sample; (1 or 2, replicates)."""
         images, melanomas = self.images @ weights, self.melanomas @ weights
         x = (self.x - self.centre) / self.scale if scaled else self.x
+        powers = np.stack([np.ones(len(x)), x[:, 0], x[:, 0] ** 2])
         parameters = np.repeat(self.start[scaled][:, None], weights.shape[1], axis=1)
         with np.errstate(all="ignore"):
             for _ in range(steps):
                 p = expit(parameters[0] + parameters[1] * x) if scaled else expit(parameters[0] + x)
-                residual, information = melanomas - images * p, images * p * (1 - p)
-                g0, h00 = residual.sum(axis=0), information.sum(axis=0)
+                expected = images * p
+                g0, g1 = powers[:2] @ (melanomas - expected)
+                h00, h01, h11 = powers @ (expected * (1 - p))
                 if scaled:
-                    g1, h01 = (residual * x).sum(axis=0), (information * x).sum(axis=0)
-                    h11 = (information * x**2).sum(axis=0)
                     step = np.stack([h11 * g0 - h01 * g1, h00 * g1 - h01 * g0]) / (h00 * h11 - h01**2)
                 else:
                     step = g0[None] / h00
                 parameters += np.clip(step, -LONGEST_STEP, LONGEST_STEP)
+                if not (np.abs(step) > SETTLED).any():
+                    break
             return np.where(np.abs(step).max(axis=0) < SETTLED, parameters, np.nan)
 
 

@@ -1,0 +1,261 @@
+"""What the fairness report's intervals and tests are worth, by simulation: coverage, false alarms, power.
+
+    python -m benchmarks.fairness_coverage coverage
+    python -m benchmarks.fairness_coverage false_alarms
+    python -m benchmarks.fairness_coverage power
+
+Lesions have 1 to 4 images (1.85 on average). The scores of a lesion's images share a part: a normal lesion effect with
+the share ICC of the variance. Melanomas lie higher by what gives the AUC, and scores are the true probabilities, so
+that every metric's true value is known. There are eight benign lesions for every melanoma.
+"""
+
+import argparse
+
+import numpy as np
+from scipy.special import expit, ndtr, ndtri
+from scipy.stats import norm
+from tqdm.auto import tqdm
+
+from dataset_scripts.common import run_command
+from melanoma_fair_xai.fairness import evaluate
+from melanoma_fair_xai.fairness.estimates import subtract
+from melanoma_fair_xai.fairness.estimation import CLOSED_FORM, METRICS, TITLES, estimate_parts
+from melanoma_fair_xai.fairness.report import markdown_table
+from melanoma_fair_xai.fairness.resampling import lesion_classes
+from melanoma_fair_xai.fairness.sample import make_sample
+
+BENIGN_PER_MELANOMA = 8
+SIZES, SIZE_SHARES = [1, 2, 3, 4], [0.5, 0.25, 0.15, 0.1]
+INTERVALS = METRICS[:-1]  # ECE has none
+DIFFERENCES = ("roc_auc", "sensitivity", "specificity")
+
+
+def draw_lesions(rng: np.random.Generator, melanomas: int) -> tuple[np.ndarray, np.ndarray]:
+    """The lesion (n,) and label (n,) of each image."""
+    count = melanomas * (1 + BENIGN_PER_MELANOMA)
+    lesion = np.repeat(np.arange(count), rng.choice(SIZES, count, p=SIZE_SHARES))
+    return lesion, (lesion < melanomas).astype(int)
+
+
+def draw_noise(rng: np.random.Generator, lesion: np.ndarray, icc: float) -> np.ndarray:
+    """Standard normal, correlated by `icc` within a lesion."""
+    shared = rng.normal(size=lesion.max() + 1)[lesion]
+    return np.sqrt(icc) * shared + np.sqrt(1 - icc) * rng.normal(size=len(lesion))
+
+
+def shift_of(auc: float) -> float:
+    """The distance of two unit normals with this AUC."""
+    return np.sqrt(2) * ndtri(auc)
+
+
+def probability(z: np.ndarray, auc: float) -> np.ndarray:
+    """The probability of melanoma at z, which is increasing in z."""
+    shift = shift_of(auc)
+    return expit(shift * z - shift**2 / 2 - np.log(BENIGN_PER_MELANOMA))
+
+
+def true_values(auc: float) -> dict[str, float]:
+    """Every metric of infinitely many images, at the threshold where sensitivity and specificity are equal."""
+    shift, prevalence = shift_of(auc), 1 / (1 + BENIGN_PER_MELANOMA)
+    z = np.linspace(-9, 12, 400_001)
+    width = z[1] - z[0]
+    melanoma, benign = norm.pdf(z - shift), norm.pdf(z)
+    p, rate = probability(z, auc), float(ndtr(shift / 2))
+    above = prevalence * ndtr(shift - z), (1 - prevalence) * ndtr(-z)
+    return {
+        "roc_auc": auc,
+        "sensitivity": rate,
+        "specificity": rate,
+        "balanced_accuracy": rate,
+        "ppv": prevalence * rate / (prevalence * rate + (1 - prevalence) * (1 - rate)),
+        "auprc": width * float((melanoma * above[0] / (above[0] + above[1])).sum()),
+        "brier": width * float((prevalence * melanoma * (1 - p) ** 2 + (1 - prevalence) * benign * p**2).sum()),
+        "calibration_intercept": 0.0,
+        "calibration_slope": 1.0,
+    }
+
+
+class Hits:
+    """How often intervals hold the true value, by name."""
+
+    def __init__(self):
+        self.covered: dict[str, int] = {}
+        self.given: dict[str, int] = {}
+
+    def add(self, name: str, interval: tuple[float, float] | None, truth: float) -> None:
+        if interval is not None and np.isfinite(interval[0]):
+            self.given[name] = self.given.get(name, 0) + 1
+            self.covered[name] = self.covered.get(name, 0) + int(interval[0] <= truth <= interval[1])
+
+    def cell(self, name: str, data_sets: int) -> str:
+        """Per cent covered, with the share of data sets that gave an interval where it is under 99 %."""
+        given = self.given.get(name, 0)
+        if not given:
+            return "–"
+        note = f" ({100 * given / data_sets:.0f} %)" if given < 0.99 * data_sets else ""
+        return f"{100 * self.covered[name] / given:.1f}{note}"
+
+
+def coverage(data_sets: int, n_resamples: int) -> str:
+    header = ["AUC", "ICC", "melanoma lesions", *(TITLES[name] for name in INTERVALS)]
+    header += [f"Δ {TITLES[name]}, groups" for name in DIFFERENCES] + [
+        f"Δ {TITLES[name]}, models" for name in DIFFERENCES
+    ]
+    rows = []
+    cells = [(auc, icc, count) for auc in (0.75, 0.92) for icc in (0.0, 0.3, 0.6) for count in (10, 20, 40, 60)]
+    for auc, icc, count in tqdm(cells, unit="cell"):
+        rng = np.random.default_rng([int(100 * auc), int(10 * icc), count])
+        hits, other_auc = Hits(), auc - 0.05
+        truth, other_truth = true_values(auc), true_values(other_auc)
+        for _ in range(data_sets):
+            _one_data_set(rng, auc, other_auc, icc, count, n_resamples, hits, truth, other_truth)
+        names = [*INTERVALS, *(f"groups {name}" for name in DIFFERENCES), *(f"models {name}" for name in DIFFERENCES)]
+        rows.append([f"{auc}", f"{icc}", f"{count}", *(hits.cell(name, data_sets) for name in names)])
+        tqdm.write(" ".join(rows[-1]))
+    return markdown_table(header, rows)
+
+
+def _one_data_set(rng, auc, other_auc, icc, count, n_resamples, hits, truth, other_truth) -> None:
+    """Two groups of equal size under one model, and the first of them under a second, worse model, too."""
+    noise, labels, lesions = [], [], []
+    for group in range(2):
+        lesion, label = draw_lesions(rng, count)
+        noise.append(draw_noise(rng, lesion, icc))
+        labels.append(label)
+        lesions.append(lesion + group * count * (1 + BENIGN_PER_MELANOMA))
+    mixed = np.sqrt(0.7) * noise[0] + np.sqrt(0.3) * draw_noise(rng, lesions[0], icc)
+    labels, lesions = np.concatenate([*labels, labels[0]]), np.concatenate([*lesions, lesions[0]])
+    first = len(mixed)
+    aucs = np.where(np.arange(len(labels)) < len(labels) - first, auc, other_auc)
+    z = np.concatenate([*noise, mixed])
+    scores = np.empty(len(z))
+    thresholds = np.empty(len(z))
+    for value in (auc, other_auc):
+        rows = aucs == value
+        scores[rows] = probability(z[rows] + labels[rows] * shift_of(value), value)
+        thresholds[rows] = probability(shift_of(value) / 2, value)
+    sample = make_sample(labels, scores, lesions, thresholds=thresholds)
+    place = np.arange(len(sample))
+    parts = {
+        "first": sample.select(place < first),
+        "second": sample.select((place >= first) & (place < len(sample) - first)),
+        "model": sample.select(place >= len(sample) - first),
+    }
+    strata = lesion_classes(sample) * 2 + (np.bincount(sample.lesions, place < first) > 0)
+    estimates = {name: {metric: CLOSED_FORM[metric](part) for metric in DIFFERENCES} for name, part in parts.items()}
+    estimates |= estimate_parts({"first": parts["first"]}, strata, n_resamples, rng)
+    for name in INTERVALS:
+        estimate = estimates["first"].get(name)
+        hits.add(name, estimate and estimate.interval(), truth[name])
+    for name in DIFFERENCES:
+        for kind, other, expected in (("groups", "second", 0.0), ("models", "model", truth[name] - other_truth[name])):
+            if name in estimates["first"] and name in estimates[other]:
+                difference = subtract(estimates["first"][name], estimates[other][name])
+                hits.add(f"{kind} {name}", difference.interval(), expected)
+
+
+def draw_groups(rng: np.random.Generator, counts: dict[str, int], aucs: dict[str, float], icc: float) -> dict:
+    """Arguments of `evaluate` for groups with so many melanoma lesions and these AUCs, at one threshold for all."""
+    parts, offset = [], 0
+    reference = max(aucs.values())
+    for group, count in counts.items():
+        lesion, label = draw_lesions(rng, count)
+        scores = probability(draw_noise(rng, lesion, icc) + label * shift_of(aucs[group]), reference)
+        parts.append((label, scores, lesion + offset, np.full(len(label), group)))
+        offset += lesion.max() + 1
+    labels, scores, lesions, groups = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    threshold = float(probability(shift_of(reference) / 2, reference))
+    return {
+        "labels": labels,
+        "scores": scores,
+        "lesion_ids": lesions,
+        "groups": {"fitzpatrick_group": groups},
+        "thresholds": threshold,
+    }
+
+
+def false_alarms(data_sets: int) -> str:
+    """The share of data sets without a gap in which any adjusted p-value, or any permutation p-value, is below .05."""
+    rows = []
+    cells = [
+        ((60, 40, 15), 0.75, 0.0),
+        ((60, 40, 15), 0.92, 0.3),
+        ((20, 20, 10), 0.75, 0.6),
+        ((200, 100, 30), 0.92, 0.6),
+    ]
+    for counts, auc, icc in tqdm(cells, unit="cell"):
+        rng = np.random.default_rng([*counts, int(100 * auc), int(10 * icc)])
+        groups = dict(zip(("I-II", "III-IV", "V-VI"), counts, strict=True))
+        alarms, gaps = 0, 0
+        for number in range(data_sets):
+            data = draw_groups(rng, groups, dict.fromkeys(groups, auc), icc)
+            report = evaluate(**data, n_resamples=99, seed=number)
+            alarms += any(row.p_holm < 0.05 for row in report.contrasts)
+            gaps += next(row.p for row in report.worst_group if row.metric == "roc_auc") <= 0.05
+        rows.append(
+            [
+                "/".join(map(str, counts)),
+                f"{auc}",
+                f"{icc}",
+                _per_cent(alarms, data_sets),
+                _per_cent(gaps, data_sets),
+            ]
+        )
+        tqdm.write(" ".join(rows[-1]))
+    return markdown_table(
+        ["melanoma lesions I-II/III-IV/V-VI", "AUC", "ICC", "any Holm p < .05", "permutation p of the AUC gap ≤ .05"],
+        rows,
+    )
+
+
+def power(data_sets: int) -> str:
+    """How often a planted gap is found, against the number of melanoma lesions of types V-VI."""
+    rows = []
+    for drop in (0.05, 0.1, 0.2):
+        for count in tqdm((10, 20, 40, 80, 160), unit="size", desc=f"gap {drop}"):
+            rng = np.random.default_rng([int(100 * drop), count])
+            found = {"roc_auc": 0, "sensitivity": 0}
+            for number in range(data_sets):
+                aucs = {"I-II": 0.9, "III-IV": 0.9, "V-VI": 0.9 - drop}
+                data = draw_groups(rng, {"I-II": 200, "III-IV": 100, "V-VI": count}, aucs, 0.3)
+                report = evaluate(**data, n_resamples=2, seed=number)
+                for row in report.contrasts:
+                    if row.group == "V-VI" and row.metric in found:
+                        found[row.metric] += row.p_holm < 0.05
+            sensitivity = ndtr(shift_of(0.9) / 2) - ndtr(shift_of(0.9 - drop) - shift_of(0.9) / 2)
+            rows.append(
+                [
+                    f"{drop}",
+                    f"{sensitivity:.2f}",
+                    f"{count}",
+                    *(_per_cent(value, data_sets) for value in found.values()),
+                ]
+            )
+            tqdm.write(" ".join(rows[-1]))
+    return markdown_table(
+        ["gap in AUC", "gap in sensitivity", "melanoma lesions of V-VI", "AUC gap found", "sensitivity gap found"],
+        rows,
+    )
+
+
+def _per_cent(count: int, total: int) -> str:
+    return f"{100 * count / total:.1f} %"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Coverage, false alarms and power of the fairness report.")
+    parser.add_argument("what", choices=("coverage", "false_alarms", "power"))
+    parser.add_argument("--data_sets", type=int, help="per cell; default 2000, 1000 and 200")
+    parser.add_argument("--n_resamples", type=int, default=200, help="bootstrap replicates in each data set")
+    arguments = parser.parse_args()
+    if arguments.what == "coverage":
+        table = coverage(arguments.data_sets or 2000, arguments.n_resamples)
+    elif arguments.what == "false_alarms":
+        table = false_alarms(arguments.data_sets or 1000)
+    else:
+        table = power(arguments.data_sets or 200)
+    print(table)
+
+
+if __name__ == "__main__":
+    run_command(main)

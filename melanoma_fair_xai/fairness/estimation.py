@@ -1,0 +1,99 @@
+"""Every metric of every group as an estimate, bootstrapped ones from the same draws of lesions."""
+
+from collections.abc import Hashable, Mapping
+from typing import TypeVar
+
+import numpy as np
+from scipy.special import logit
+
+from .estimates import Bootstrapped, Estimate, balanced_accuracy, rate, roc_auc, sensitivity, specificity
+from .resampling import bootstrap_weights
+from .sample import Sample
+from .weighted import WeightedMetrics
+
+CLOSED_FORM = {
+    "roc_auc": roc_auc,
+    "sensitivity": sensitivity,
+    "specificity": specificity,
+    "balanced_accuracy": balanced_accuracy,
+}
+TITLES = {
+    "roc_auc": "ROC AUC",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "balanced_accuracy": "balanced accuracy",
+    "ppv": "PPV",
+    "auprc": "AUPRC",
+    "brier": "Brier score",
+    "calibration_intercept": "calibration intercept",
+    "calibration_slope": "calibration slope",
+    "ece": "ECE",
+}
+METRICS = tuple(TITLES)
+AT_THRESHOLD = ("sensitivity", "specificity", "balanced_accuracy", "ppv")
+UNBOUNDED = ("calibration_intercept", "calibration_slope")
+MINIMUM_LESIONS = 10
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def enough_lesions(sample: Sample, metric: str) -> bool:
+    """Whether 10 lesions carry each class that the metric needs: one for sensitivity and specificity, else both."""
+    classes = {"sensitivity": [True], "specificity": [False]}.get(metric, [True, False])
+    return all(len(np.unique(sample.lesions[sample.labels == label])) >= MINIMUM_LESIONS for label in classes)
+
+
+def estimate_parts(
+    parts: Mapping[Key, Sample], strata: np.ndarray, n_resamples: int, rng: np.random.Generator
+) -> dict[Key, dict[str, Estimate]]:
+    """The estimates of each part that its lesions allow, in the order of `METRICS` (without ECE).
+
+    `strata` are those of all lesions, by code, within which the bootstrap draws: parts that share lesions, and models
+    on the same lesions, see the same draws, so that differences of bootstrapped metrics are right, too.
+    """
+    weighted = {
+        key: WeightedMetrics(part) for key, part in parts.items() if len(part) and enough_lesions(part, "brier")
+    }
+    blocks: dict[Key, list[dict[str, np.ndarray]]] = {key: [] for key in weighted}
+    if weighted:
+        for weights in bootstrap_weights(strata, n_resamples, rng):
+            for key, metrics in weighted.items():
+                blocks[key].append(metrics.bootstrapped(weights[metrics.lesions]))
+    estimates: dict[Key, dict[str, Estimate]] = {}
+    for key, part in parts.items():
+        estimates[key] = {
+            name: function(part)
+            for name, function in CLOSED_FORM.items()
+            if enough_lesions(part, name) and (part.thresholds is not None or name not in AT_THRESHOLD)
+        }
+        if key in weighted:
+            values = weighted[key].bootstrapped(np.ones((len(weighted[key].lesions), 1)))
+            replicates = {name: np.concatenate([block[name] for block in blocks[key]]) for name in values}
+            for name, value in values.items():
+                estimate = bootstrapped(part, name, float(value[0]), replicates[name])
+                if estimate is not None:
+                    estimates[key][name] = estimate
+    return estimates
+
+
+def bootstrapped(part: Sample, name: str, value: float, replicates: np.ndarray) -> Estimate | None:
+    """An estimate from its replicates (n_resamples,); None where over a twentieth of them, or the value, is missing.
+
+    A PPV of 0 or 1 does not vary in the bootstrap, so it is taken as a rate on the lesions that are called positive.
+    """
+    finite = np.isfinite(replicates)
+    if not np.isfinite(value) or finite.mean() < 0.95:
+        return None
+    if name == "ppv" and value in (0, 1):
+        return rate(part, part.decisions, part.labels)
+    replicates = np.where(finite, replicates, replicates[finite].mean())
+    if name in UNBOUNDED:
+        error = replicates.std()
+    elif value in (0, 1):
+        error = np.nan
+    else:  # replicates of exactly 0 or 1 have no logit
+        error = logit(np.clip(replicates, value / 1000, 1 - (1 - value) / 1000)).std()
+    counts = [len(np.unique(part.lesions[part.labels == label])) for label in (True, False)]
+    influence = (replicates - replicates.mean()) / np.sqrt(len(replicates))
+    draws = np.arange(len(replicates))
+    return Bootstrapped(value, draws, influence, float(error), min(counts) - 1, name not in UNBOUNDED)

@@ -1,0 +1,204 @@
+import subprocess
+import sys
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+
+from dataset_scripts.common import UserError
+from melanoma_fair_xai.fairness import compare, evaluate_predictions, read_predictions
+from melanoma_fair_xai.fairness.figures import reliability, roc_curve
+from melanoma_fair_xai.fairness.sample import make_sample
+
+
+def predictions(seed: int = 0, n: int = 900, penalty: float = 0.0) -> pd.DataFrame:
+    """A predictions table whose model sees melanomas less well on types V and VI, by `penalty`."""
+    rng = np.random.default_rng(seed)
+    lesion = rng.integers(0, n // 2, n)
+    label = (np.random.default_rng(1).random(n // 2) < 0.3)[lesion]
+    skin = np.random.default_rng(2).choice(["I", "II", "III", "IV", "V", "VI", "unknown"], n // 2)[lesion]
+    raw = (1.8 - penalty * np.isin(skin, ["V", "VI"])) * label - 1.5 + rng.normal(size=n)
+    return pd.DataFrame(
+        {
+            "image_id": [f"image{i}" for i in range(n)],
+            "lesion_id": [f"lesion{i}" for i in lesion],
+            "label": label.astype(int),
+            "score": 1 / (1 + np.exp(-raw)),
+            "fold": 0,
+            "threshold": 0.35,
+            "fitzpatrick": skin,
+            "sex": np.where(lesion % 2, "female", "male"),
+            "age": (lesion % 80).astype(float),
+            "ita": rng.normal(40, 5, n),
+        }
+    )
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "melanoma_fair_xai.fairness", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_command_finds_a_planted_gap_and_writes_everything(tmp_path):
+    predictions(penalty=1.6).to_parquet(tmp_path / "test.parquet")
+    groups = ["fitzpatrick", "fitzpatrick*sex"]
+    result = run(
+        tmp_path / "test.parquet", "--group_by", *groups, "--n_resamples", 200, "--output_dir", tmp_path / "report"
+    )
+    assert result.returncode == 0, result.stderr
+    table = pd.read_csv(tmp_path / "report" / "fairness.csv")
+    assert set(table["group_column"]) == {"all", "fitzpatrick_group", *groups}
+    tested = table[table["p_holm"].notna()]
+    assert set(tested["group_column"]) == {"fitzpatrick_group"} and len(tested) == 4
+    gap = tested[(tested["group"] == "V-VI") & (tested["metric"] == "roc_auc")].iloc[0]
+    assert gap["reference"] == "I-II" and gap["high"] < 0 and gap["p_holm"] < 0.05
+    text = (tmp_path / "report" / "fairness.md").read_text()
+    assert "(primary grouping)" in text and "Holm over 4 contrasts" in text
+    figures = sorted((tmp_path / "report" / "figures").iterdir())
+    assert len(figures) == 3 * 3 and all(f"figures/{path.name}" in text for path in figures)
+    for path in figures:
+        image = matplotlib.image.imread(path)
+        assert image.shape[1] == 1200 and 0.01 < (image[..., :3].min(axis=2) < 0.9).mean() < 0.6
+    again = evaluate_predictions(predictions(penalty=1.6), ["fitzpatrick_group"], n_resamples=200)
+    again.to_pandas().to_csv(tmp_path / "again.csv", index=False)
+    other = pd.read_csv(tmp_path / "again.csv")
+    same = table[table["group_column"].isin(["all", "fitzpatrick_group"])].reset_index(drop=True)
+    pd.testing.assert_frame_equal(same, other)  # seeded, and whatever else is asked for
+
+
+def test_user_errors_name_what_is_wrong(tmp_path):
+    table = predictions(n=100)
+    table.to_parquet(tmp_path / "good.parquet")
+    table.drop(columns="threshold").to_parquet(tmp_path / "columns.parquet")
+    table.iloc[:0].to_parquet(tmp_path / "empty.parquet")
+    (tmp_path / "text.parquet").write_text("<html>")
+    result = run(tmp_path / "good.parquet", "--group_by", "hospital", "--output_dir", tmp_path / "report")
+    assert result.returncode == 2 and "hospital" in result.stderr and "Traceback" not in result.stderr
+    assert not (tmp_path / "report").exists()
+    for name, words in {
+        "columns": "no column threshold",
+        "empty": "no rows",
+        "text": "not a Parquet table",
+        "absent": "no such file",
+    }.items():
+        with pytest.raises(UserError, match=words):
+            read_predictions(tmp_path / f"{name}.parquet")
+    with pytest.raises(UserError, match="more than once"):
+        read_predictions(tmp_path / "good.parquet", tmp_path / "good.parquet")
+    for column, value, words in (
+        ("score", np.nan, "score: nan in row 7"),
+        ("threshold", np.nan, "threshold: nan in row 7"),
+        ("label", 2, "labels are 0"),
+        ("lesion_id", None, "lesion_id: no value in row 7"),
+    ):
+        broken = table.copy()
+        broken.loc[7, column] = value
+        with pytest.raises(UserError, match=words):
+            evaluate_predictions(broken, ["sex"], n_resamples=100)
+    with pytest.raises(UserError, match="different values"):
+        evaluate_predictions(table, ["image_id"])
+    with pytest.raises(UserError, match="needs a column age"):
+        evaluate_predictions(table.drop(columns="age"), ["age_band"])
+
+
+def test_groups_that_say_nothing_are_counted_and_not_estimated(tmp_path):
+    table = predictions()
+    table["ward"] = np.select(
+        [table["lesion_id"] == "lesion3", (table["label"] == 0) & (table.index % 3 == 0), table["label"] == 1],
+        ["one lesion", "benign only", "melanoma only"],
+        "rest",
+    )
+    table.loc[table.index[:12], "ward"] = None
+    report = evaluate_predictions(table, ["ward"], n_resamples=100)
+    rows = {(row.group, row.metric): row for row in report.by_group}
+    assert not any(row.estimable for row in report.by_group if row.group == "one lesion")
+    estimable = {metric for (group, metric), row in rows.items() if group == "benign only" and row.estimable}
+    assert estimable == {"specificity"}
+    assert rows["one lesion", "roc_auc"].n == (table["ward"] == "one lesion").sum()
+    assert "not estimable" in report.to_markdown()
+    assert not any(row.group == "unknown" for row in report.contrasts)
+    report.write(tmp_path)
+
+
+def test_equal_scores_give_chance_and_no_crash(tmp_path):
+    table = predictions().assign(score=0.5)
+    report = evaluate_predictions(table, ["sex"], n_resamples=100)
+    rows = {row.metric: row for row in report.overall}
+    assert rows["roc_auc"].value == 0.5 and rows["sensitivity"].value == 1 and rows["specificity"].value == 0
+    assert not rows["calibration_slope"].estimable
+    report.write(tmp_path)
+
+
+def test_derived_groups():
+    table = pd.DataFrame(
+        {
+            "lesion_id": range(6),
+            "label": 0,
+            "fitzpatrick": ["I", "II", "IV", "V", "unknown", "VI"],
+            "age": [39.0, 40.0, 59.0, 60.0, np.nan, 5.0],
+            "ita": [1.0, 2.0, 3.0, 4.0, 5.0, np.nan],
+            "sex": ["female", "male", None, "female", "male", "female"],
+        }
+    )
+    from melanoma_fair_xai.fairness.groups import group_columns
+
+    groups = group_columns(table, ["fitzpatrick", "age_band", "ita_tertile", "age_band*sex"])
+    assert list(groups) == ["fitzpatrick_group", "fitzpatrick", "age_band", "ita_tertile", "age_band*sex"]
+    assert groups["fitzpatrick_group"].tolist() == ["I-II", "I-II", "III-IV", "V-VI", "unknown", "V-VI"]
+    assert groups["age_band"].tolist() == ["under 40", "40-59", "40-59", "60 and over", "unknown", "under 40"]
+    assert groups["ita_tertile"].tolist()[::2] == ["1 (darkest)", "2", "3 (lightest)"]
+    assert groups["ita_tertile"][5] == "unknown"
+    assert groups["age_band*sex"].tolist()[:3] == ["under 40, female", "40-59, male", "unknown"]
+    assert list(groups["fitzpatrick"].cat.categories) == ["I", "II", "IV", "V", "VI", "unknown"]
+
+
+def test_comparison_is_paired_and_flags_levelling_down(tmp_path):
+    fair, unfair = predictions(), predictions(penalty=1.6)
+    worse = fair["fitzpatrick"].isin(["I", "II"])
+    levelled = unfair.copy()  # the better group's scores lose what tells melanomas apart
+    rng = np.random.default_rng(5)
+    levelled.loc[worse, "score"] = 0.5 * levelled.loc[worse, "score"] + 0.5 * rng.random(worse.sum())
+    shuffled = fair.sample(frac=1, random_state=0)
+    models = {"unfair": unfair, "fair": shuffled, "levelled": levelled}
+    result = compare(models, ["fitzpatrick_group"], n_resamples=200)
+    rows = {(row.model, row.group, row.metric): row for row in result.differences}
+    gained = rows["fair", "V-VI", "roc_auc"]
+    assert gained.value > 0 and gained.low > 0 and gained.p_holm < 0.05
+    assert rows["fair", "I-II", "roc_auc"].value == pytest.approx(0, abs=1e-12)
+    apart = evaluate_predictions(fair, ["fitzpatrick_group"], n_resamples=200)
+    alone = {(row.group, row.metric): row.value for row in apart.by_group}
+    assert gained.model_value == pytest.approx(alone["V-VI", "roc_auc"])
+    flags = {(gap.model, gap.group, gap.metric): gap for gap in result.levelling_down}
+    assert ("levelled", "V-VI", "roc_auc") in flags and ("fair", "V-VI", "roc_auc") not in flags
+    assert flags["levelled", "V-VI", "roc_auc"].loss_is_clear
+    assert "**levelling down**" in result.to_markdown()
+    with pytest.raises(UserError, match="same images"):
+        compare({"a": fair, "b": fair.iloc[:-1]})
+    with pytest.raises(UserError, match="different labels"):
+        compare({"a": fair, "b": fair.assign(label=1 - fair["label"])})
+
+
+def test_runs_are_compared_from_the_command_line(tmp_path):
+    for name, penalty in (("first", 1.6), ("second", 0.0)):
+        (tmp_path / name / "predictions").mkdir(parents=True)
+        predictions(penalty=penalty).to_parquet(tmp_path / name / "predictions" / "test.parquet")
+    runs = tmp_path / "first", tmp_path / "second"
+    result = run("compare", *runs, "--group_by", "sex", "--output_dir", tmp_path / "report")
+    assert result.returncode == 0, result.stderr
+    assert "second against first" in (tmp_path / "report" / "comparison.md").read_text()
+    table = pd.read_csv(tmp_path / "report" / "comparison.csv")
+    assert set(table["kind"]) == {"difference", "gap"} and set(table["model"]) == {"second"}
+
+
+def test_curves_agree_with_scikit_learn_and_a_loop():
+    from sklearn import metrics
+
+    table = predictions()
+    sample = make_sample(table["label"], table["score"].round(2), table["lesion_id"])
+    false, true = roc_curve(sample)
+    assert np.trapezoid(true, false) == pytest.approx(metrics.roc_auc_score(table["label"], table["score"].round(2)))
+    score, share, low, high = reliability(sample)
+    assert (np.diff(score) > 0).all() and (low <= share).all() and (share <= high).all()
+    top = sample.scores >= np.quantile(sample.scores[sample.labels], 7 / 8)
+    assert share[-1] == pytest.approx(sample.labels[top].mean())
