@@ -6,7 +6,6 @@
 Everything that the run leaves in --output_dir is described in the README.
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -37,7 +36,7 @@ from melanoma_fair_xai.data.loading import UNUSABLE, ColumnNames, Records, load_
 from melanoma_fair_xai.data.targets import TARGETS, Target, apply_target
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
 from melanoma_fair_xai.engine.files import atomic_path, write_json
-from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
+from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, resolve_precision
 from melanoma_fair_xai.engine.run_folder import open_run_folder
 from melanoma_fair_xai.engine.trackers import start_trackers
 
@@ -155,17 +154,6 @@ def main() -> None:
         ) as folder:
             run = evaluate_only if training.eval_only else train_and_evaluate
             run(accelerator, folder, data, model_args, training)
-
-
-def resolve_precision(requested: str) -> str:
-    """`auto`: what `accelerate launch` or its configuration names, else bf16 unless the hardware emulates it."""
-    if requested != "auto":
-        return requested
-    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
-        return os.environ["ACCELERATE_MIXED_PRECISION"]
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
 
 
 def train_and_evaluate(

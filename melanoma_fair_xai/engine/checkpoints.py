@@ -185,7 +185,8 @@ def load_checkpoint(
         _check_facts(path, _read_facts(path), _run_facts(accelerator, facts))
         for index, model in enumerate(accelerator._models):
             name = f"model_{index}.safetensors" if index else "model.safetensors"
-            _check_tensors(path, name, model.state_dict())
+            if (path / name).is_file():  # otherwise a load hook has it elsewhere, and its owner checks it
+                check_tensors(path, name, model.state_dict())
         # Accelerate unpickles these without limits; plain containers and tensors are all that we ever write.
         for state in path.glob("custom_checkpoint_*.pkl"):
             _load_plain(state)
@@ -195,7 +196,7 @@ def load_checkpoint(
     torch.seed()  # Accelerate keeps quiet when restoring random states fails: let it show
     try:
         accelerator.load_state(str(path))
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
         raise UserError(f"{path}: written by another model or set-up ({str(error).splitlines()[0]})") from None
     if not all(map(torch.equal, _torch_random_states(), _torch_random_states(states))):
         raise UserError(f"{path}: its random states could not be restored; resume with the versions that wrote it")
@@ -245,7 +246,8 @@ def _check_facts(path: pathlib.Path, written: dict[str, Any], now: dict[str, Any
             print(f"{path.name} was written with {name} {value}, now {now['noted'][name]}: last bits may differ")
 
 
-def _check_tensors(path: pathlib.Path, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+def check_tensors(path: pathlib.Path, name: str, tensors: Mapping[str, torch.Tensor]) -> None:
+    """UserError unless file `name` of a checkpoint has tensors of the names and shapes of `tensors`."""
     with safetensors.safe_open(path / name, "pt") as file:
         shapes = {key: list(file.get_slice(key).get_shape()) for key in file.keys()}
     stored = {tensors[key].data_ptr() for key in shapes if key in tensors}  # tied tensors are stored once

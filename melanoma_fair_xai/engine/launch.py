@@ -35,6 +35,17 @@ def create_accelerator(*, cpu: bool = False, timeout_minutes: float = 60, **opti
     return accelerator
 
 
+def resolve_precision(requested: str) -> str:
+    """`auto`: what `accelerate launch` or its configuration names, else bf16 unless the hardware emulates it."""
+    if requested != "auto":
+        return requested
+    if os.environ.get("ACCELERATE_MIXED_PRECISION", "no") != "no":
+        return os.environ["ACCELERATE_MIXED_PRECISION"]
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "no"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "no"
+
+
 def _hint_at_idle_cores(accelerator: accelerate.Accelerator) -> None:
     cores = (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     threads = torch.get_num_threads()
