@@ -1,0 +1,1 @@
+"""Diffusion: conditioning on metadata, LesionPipeline, training."""

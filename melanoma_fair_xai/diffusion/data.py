@@ -1,0 +1,136 @@
+"""What a generator learns from: pixels with the conditions that are known of them, and each sample's own noise."""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from dataset_scripts.common import SEXES, SKIN_TYPES, UNKNOWN, UserError
+from melanoma_fair_xai.diffusion.lesion_conditioner import CATEGORIES, MEASURES, band
+from melanoma_fair_xai.engine.seeding import sample_generator
+
+# Names in the order of the record schema where it has one.
+ORDERED = {"sex": SEXES, "fitzpatrick": SKIN_TYPES}
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What can be asked of a generator: names by category, and training images per name or band of a measure."""
+
+    vocabularies: dict[str, list[str]]
+    counts: dict[str, dict[str, int]]
+
+    @property
+    def names(self) -> list[str]:
+        return [*self.vocabularies, *(name for name in MEASURES if name in self.counts)]
+
+    def encode(self, table: pd.DataFrame) -> dict[str, np.ndarray]:
+        """The columns of a table as the conditioner takes them: int64 ids (the last for unknown), float32 with NaN."""
+        encoded = {}
+        for name in self.names:
+            if name in MEASURES:
+                encoded[name] = table[name].to_numpy(dtype=np.float32)
+            else:
+                ids = {word: number for number, word in enumerate(self.vocabularies[name])}
+                encoded[name] = table[name].map(lambda word, ids=ids: ids.get(word, len(ids))).to_numpy(dtype=np.int64)
+        return encoded
+
+    def unknown(self) -> dict[str, Any]:
+        """The encoded value of each condition that stands for unknown."""
+        return {
+            name: np.float32(np.nan) if name in MEASURES else np.int64(len(self.vocabularies[name]))
+            for name in self.names
+        }
+
+
+def find_conditions(table: pd.DataFrame, asked: list[str], where: str) -> Conditions:
+    """The conditions that a training table gives, by default all that are known for at least one image.
+
+    `asked` names those to use: UserError if one is not there, or unknown for every image.
+    """
+    known_names = (*CATEGORIES, *MEASURES)
+    for name in asked:
+        if name not in known_names:
+            raise UserError(f"--conditions {name}: choose from {', '.join(known_names)}")
+        if name not in table:
+            raise UserError(f"--conditions {name}: {where} has no column {name}; leave it out")
+    vocabularies, counts = {}, {}
+    for name in known_names:
+        if name not in table or (asked and name not in asked):
+            continue
+        values = table[name][table[name].notna() & (table[name] != UNKNOWN)]
+        if values.empty:
+            if asked:
+                raise UserError(f"--conditions {name}: {where} knows it of no training image; leave it out")
+            continue
+        if name in MEASURES:
+            counts[name] = values.map(lambda value, name=name: band(name, value)).value_counts().to_dict()
+        else:
+            words = [word for word in ORDERED.get(name, sorted(set(values))) if word != UNKNOWN]
+            vocabularies[name] = words
+            counts[name] = {word: int((values == word).sum()) for word in words}
+    if not counts:
+        raise UserError(f"{where}: no diagnosis, sex, age, localization or skin type is known of any training image")
+    return Conditions(vocabularies, counts)
+
+
+class DiffusionDataset(torch.utils.data.Dataset):
+    """Pixels by (epoch, index), flipped and turned, with noise, timestep and the conditions that are left.
+
+    All random numbers of a sample come from a generator of its own, (seed, epoch, index): they do not depend on
+    batches, workers, processes or restarts. Lesions have no upright side; colour and size carry meaning and stay.
+
+    Args:
+        pixels: uint8 (N, H, W, 3).
+        rows: those to train on, (n,).
+        encoded: conditions of the rows, as `Conditions.encode` gives them.
+        unknown: encoded values that stand for unknown.
+        condition_dropout: probability with which each condition is dropped by itself.
+        unconditional_share: probability with which all of them are dropped together.
+    """
+
+    def __init__(
+        self,
+        pixels: np.ndarray,
+        rows: np.ndarray,
+        encoded: dict[str, np.ndarray],
+        unknown: dict[str, Any],
+        *,
+        seed: int,
+        num_train_timesteps: int = 1000,
+        condition_dropout: float = 0.1,
+        unconditional_share: float = 0.1,
+    ):
+        self.pixels, self.rows, self.encoded, self.unknown, self.seed = pixels, rows, encoded, unknown, seed
+        self.num_train_timesteps = num_train_timesteps
+        self.condition_dropout, self.unconditional_share = condition_dropout, unconditional_share
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, index = key
+        rng = sample_generator(self.seed, epoch, index)
+        timestep, turns, flip = rng.integers(self.num_train_timesteps), rng.integers(4), rng.integers(2)
+        all_dropped = rng.uniform() < self.unconditional_share
+        dropped = all_dropped | (rng.uniform(size=len(self.encoded)) < self.condition_dropout)
+        image = np.rot90(self.pixels[self.rows[index]], turns)
+        image = image[:, ::-1] if flip else image
+        noise = rng.standard_normal((3, *image.shape[:2]), dtype=np.float32)
+        conditions = {
+            name: self.unknown[name] if drop else values[index]
+            for (name, values), drop in zip(self.encoded.items(), dropped.tolist(), strict=True)
+        }
+        return {
+            "pixels": torch.from_numpy(image.transpose(2, 0, 1).copy()),
+            "noise": torch.from_numpy(noise),
+            "timesteps": int(timestep),
+            "conditions": {name: torch.tensor(value) for name, value in conditions.items()},
+        }
+
+
+def scale(pixels: torch.Tensor) -> torch.Tensor:
+    """uint8 pixels as the networks see them: float32 in [-1, 1]."""
+    return pixels.float() / 127.5 - 1

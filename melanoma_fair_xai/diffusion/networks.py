@@ -1,0 +1,136 @@
+"""The two networks by size: presets, creation, and what they need."""
+
+import diffusers
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from dataset_scripts.common import UserError
+from melanoma_fair_xai.diffusion.data import Conditions
+from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
+
+CHANNEL_UNIT = 16  # channels of an attention head, and of two norm groups
+# What each preset sets, unless a flag says otherwise. 32-tiny and 64-small are for a CPU and an hour or two, 128-base
+# and 256-base for one GPU and a day or more (256-base: 24 GB in bf16).
+PRESETS = {
+    "32-tiny": {
+        "resolution": 32,
+        "block_out_channels": [32, 64, 96],
+        "layers_per_block": 1,
+        "attention_resolutions": [8],
+        "beta_schedule": "squaredcos_cap_v2",
+        "train_batch_size": 32,
+        "learning_rate": 1e-3,
+        "max_train_steps": 3000,
+    },
+    "64-small": {
+        "resolution": 64,
+        "block_out_channels": [16, 48, 96, 128],
+        "layers_per_block": 1,
+        "attention_resolutions": [8],
+        "beta_schedule": "squaredcos_cap_v2",
+        "train_batch_size": 16,
+        "learning_rate": 1e-3,
+        "max_train_steps": 5000,
+    },
+    "128-base": {
+        "resolution": 128,
+        "block_out_channels": [64, 128, 192, 256],
+        "layers_per_block": 2,
+        "attention_resolutions": [16],
+        "beta_schedule": "squaredcos_cap_v2",
+        "train_batch_size": 32,
+        "learning_rate": 2e-4,
+        "max_train_steps": 100_000,
+    },
+    # With more pixels the same noise hides less of the whole: the linear schedule has more of it (Hoogeboom, Heek and
+    # Salimans 2023, arXiv:2301.11093).
+    "256-base": {
+        "resolution": 256,
+        "block_out_channels": [64, 128, 192, 256, 384],
+        "layers_per_block": 2,
+        "attention_resolutions": [16],
+        "beta_schedule": "linear",
+        "train_batch_size": 16,
+        "learning_rate": 1e-4,
+        "max_train_steps": 200_000,
+    },
+}
+
+
+def choose_preset(preset: str | None, resolution: int | None) -> str:
+    """The preset asked for, or else the first one of at least this resolution; without one, 64-small."""
+    if preset is None:
+        fitting = [name for name, values in PRESETS.items() if values["resolution"] >= (resolution or 64)]
+        return fitting[0] if fitting else list(PRESETS)[-1]
+    if preset not in PRESETS:
+        raise UserError(f"--preset {preset}: choose from {', '.join(PRESETS)}")
+    return preset
+
+
+def create_networks(
+    conditions: Conditions,
+    *,
+    resolution: int,
+    block_out_channels: list[int],
+    layers_per_block: int,
+    attention_resolutions: list[int],
+) -> tuple[diffusers.UNet2DModel, LesionConditioner]:
+    """A UNet that takes the conditioner's vector as `class_labels`, and the conditioner.
+
+    The UNet halves the resolution once per block but the first, and attends where it is one of
+    `attention_resolutions`. UserError where it cannot.
+    """
+    halvings = len(block_out_channels) - 1
+    if resolution < 1 or resolution % 2**halvings:
+        raise UserError(
+            f"--resolution {resolution}: cannot be halved {halvings} times, as {len(block_out_channels)} "
+            f"--block_out_channels want; give a multiple of {2**halvings}"
+        )
+    for channels in block_out_channels:
+        if channels < 1 or channels % CHANNEL_UNIT:
+            raise UserError(f"--block_out_channels {channels}: give multiples of {CHANNEL_UNIT}")
+    attends = [resolution // 2**level in attention_resolutions for level in range(halvings + 1)]
+    unet = diffusers.UNet2DModel(
+        sample_size=resolution,
+        block_out_channels=tuple(block_out_channels),
+        layers_per_block=layers_per_block,
+        down_block_types=tuple("AttnDownBlock2D" if attend else "DownBlock2D" for attend in attends),
+        up_block_types=tuple("AttnUpBlock2D" if attend else "UpBlock2D" for attend in reversed(attends)),
+        norm_num_groups=CHANNEL_UNIT // 2,
+        attention_head_dim=CHANNEL_UNIT,
+        class_embed_type="identity",
+    )
+    return unet, LesionConditioner(4 * block_out_channels[0], conditions.vocabularies, conditions.counts)
+
+
+def count_parameters(*networks: torch.nn.Module) -> int:
+    return sum(parameter.numel() for network in networks for parameter in network.parameters())
+
+
+def training_memory(unet: diffusers.UNet2DModel, batch_size: int, bf16: bool) -> tuple[int, int]:
+    """Bytes that training the UNet takes: (weights, gradients, Adam and EMA; what a step keeps for its backward).
+
+    The second is counted in a step on tensors without data. What a device needs to compute comes on top.
+    """
+    weights, kept = set(), {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in weights:
+            kept[storage._cdata] = (storage.nbytes(), tensor)  # the tensor: its address may not be used again
+        return tensor
+
+    size = unet.config.sample_size
+    with FakeTensorMode():
+        copy = diffusers.UNet2DModel.from_config(unet.config).train()
+        if unet.is_gradient_checkpointing:
+            copy.enable_gradient_checkpointing()
+        weights.update(parameter.untyped_storage()._cdata for parameter in copy.parameters())
+        vector = torch.empty(1, copy.time_embedding.linear_2.out_features)
+        with (
+            torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast("cpu", torch.bfloat16, enabled=bf16),
+        ):
+            output = copy(torch.empty(1, 3, size, size), torch.zeros(1), vector)
+    del output
+    return 5 * 4 * count_parameters(unet), batch_size * sum(number for number, _ in kept.values())

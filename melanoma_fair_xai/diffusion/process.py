@@ -1,0 +1,48 @@
+"""The diffusion process: noise schedule, what a network predicts, and how much each timestep weighs."""
+
+import diffusers
+import torch
+
+PREDICTION_TYPES = ("v_prediction", "sample", "epsilon")
+
+
+def make_noise_scheduler(prediction_type: str, beta_schedule: str) -> diffusers.DDPMScheduler:
+    """1000 steps; at zero terminal SNR with trailing timesteps (Lin et al. 2024, arXiv:2305.08891) where the
+    prediction is defined there, which epsilon is not."""
+    return diffusers.DDPMScheduler(
+        num_train_timesteps=1000,
+        beta_schedule=beta_schedule,
+        prediction_type=prediction_type,
+        rescale_betas_zero_snr=prediction_type != "epsilon",
+        timestep_spacing="trailing",
+    )
+
+
+def training_target(
+    images: torch.Tensor, noise: torch.Tensor, alphas_cumprod: torch.Tensor, prediction_type: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(noisy images, what is to be predicted from them), both (N, 3, H, W), at signal shares alphas_cumprod (N,).
+
+    v = alpha * noise - sigma * image (Salimans and Ho 2022, arXiv:2202.00512, section 4).
+    """
+    alpha, sigma = (root.sqrt()[:, None, None, None] for root in (alphas_cumprod, 1 - alphas_cumprod))
+    noisy = alpha * images + sigma * noise
+    targets = {"v_prediction": alpha * noise - sigma * images, "sample": images, "epsilon": noise}
+    return noisy, targets[prediction_type]
+
+
+def loss_weights(alphas_cumprod: torch.Tensor, prediction_type: str, gamma: float | None) -> torch.Tensor:
+    """Weights (N,) of the squared errors at signal shares alphas_cumprod (N,); `gamma` None weighs all alike.
+
+    As a weight on the error of the image that the prediction implies, min(SNR + 1, gamma): min-SNR (Hang et al. 2023,
+    arXiv:2303.09556) with the SNR + 1 that v-prediction implies, so that the terminal step, where the SNR is 0, is not
+    silenced. An error of v is that of the image times sqrt(SNR + 1). Epsilon has no terminal step at SNR 0 and keeps
+    min(SNR, gamma) / SNR.
+    """
+    if gamma is None:
+        return torch.ones_like(alphas_cumprod)
+    snr = alphas_cumprod / (1 - alphas_cumprod)
+    if prediction_type == "epsilon":
+        return snr.clamp(max=gamma) / snr
+    weights = (snr + 1).clamp(max=gamma)
+    return weights / (snr + 1) if prediction_type == "v_prediction" else weights

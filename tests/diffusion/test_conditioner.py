@@ -1,0 +1,101 @@
+"""The conditioner: what it takes, what it refuses, and that every condition has an unknown of its own."""
+
+import itertools
+import math
+import warnings
+
+import pytest
+import torch
+
+from melanoma_fair_xai.diffusion.lesion_conditioner import MEASURES, LesionConditioner, band
+
+
+def vector(conditioner: LesionConditioner, **values) -> torch.Tensor:
+    with torch.no_grad():
+        return conditioner(conditioner.encode({name: [value] for name, value in values.items()}, 1))[0]
+
+
+def test_every_condition_matters_by_itself_and_unknown_is_none_of_its_values(networks):
+    _, conditioner = networks
+    asked = {"diagnosis": ["mel", "nv"], "sex": ["female", "male"], "age": [35, 45], "fitzpatrick": ["I", "II"]}
+    for name, values in asked.items():
+        vectors = [vector(conditioner), *(vector(conditioner, **{name: value}) for value in values)]
+        for first, second in itertools.combinations(vectors, 2):
+            assert (first - second).abs().max() > 1e-3, name
+
+
+def test_ids_names_and_all_ways_to_say_unknown_are_the_same(networks):
+    _, conditioner = networks
+    assert torch.equal(vector(conditioner, diagnosis="nv"), vector(conditioner, diagnosis=1))
+    for unknown in ("unknown", None, math.nan):
+        assert torch.equal(vector(conditioner, diagnosis=unknown, age=unknown), vector(conditioner))
+
+
+def test_nearby_ages_are_nearer_than_far_ones(networks):
+    _, conditioner = networks
+    base, near, far = (vector(conditioner, age=age) for age in (40.0, 41.0, 58.0))
+    assert 0 < (base - near).norm() < (base - far).norm()
+
+
+def test_fourier_features_tell_all_values_apart(networks):
+    _, conditioner = networks
+    ages = torch.arange(0, 121, dtype=torch.float32)[:, None]
+    features = conditioner._fourier("age", ages)
+    expected = [math.cos(2**k * math.pi * 30 / 120) for k in range(4)]
+    torch.testing.assert_close(features[30, 4:], torch.tensor(expected), atol=1e-5, rtol=0)
+    distances = torch.cdist(features, features) + 10 * torch.eye(121)
+    assert distances.min() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"diagnosis": "melanoma"}, r"diagnosis 'melanoma': unknown .* mel \(100\), nv \(900\), vasc \(3\)"),
+        ({"diagnosis": 3}, "diagnosis 3: unknown to this model"),
+        ({"diagnosis": True}, "diagnosis True: unknown to this model"),
+        ({"fitzpatrick": "VI"}, r"fitzpatrick VI: training never saw it; it saw I \(400\), II \(300\), III \(200\)"),
+        ({"fitzpatrick": 3}, "fitzpatrick 3: training never saw it"),
+        ({"age": 95}, r"age 95: training never saw it; it saw 30 to 40 \(200\), .* 80 to 90 \(7\)"),
+        ({"age": -5}, "age -5: not a number of years from 0 to 120"),
+        ({"age": 300}, "age 300: not a number of years from 0 to 120"),
+        ({"age": "old"}, "age 'old': not a number of years from 0 to 120"),
+        ({"localization": "back"}, "localization: this model has no such condition; it has diagnosis, sex, fitzp"),
+        ({"dx_type": "histo"}, "dx_type: this model has no such condition"),
+    ],
+)
+def test_what_training_never_saw_is_refused_with_what_it_did(networks, values, message):
+    with pytest.raises(ValueError, match=message):
+        vector(networks[1], **values)
+
+
+def test_what_training_hardly_saw_warns_with_the_count(networks):
+    for name, value in (("diagnosis", "vasc"), ("age", 85)):
+        with pytest.warns(UserWarning, match=rf"{name} {value}: training saw (3|7) such images only"):
+            vector(networks[1], **{name: value})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        vector(networks[1], diagnosis="mel", age=35, fitzpatrick="unknown", sex=None)
+
+
+def test_bands_are_those_that_data_are_counted_in():
+    assert [band("age", age) for age in (0, 9.9, 10, 85, 120)] == ["0", "0", "10", "80", "110"]
+    assert [band("ita", ita) for ita in (-90, -0.1, 0, 55, 90)] == ["-90", "-10", "0", "50", "80"]
+
+
+def test_ita_as_a_condition():
+    conditioner = LesionConditioner(8, {}, {"ita": {"-40": 60, "50": 60}})
+    assert conditioner.names == ("ita",) and set(MEASURES) == {"age", "ita"}
+    assert (vector(conditioner, ita=-35.0) - vector(conditioner, ita=55.0)).abs().max() > 1e-3
+
+
+def test_no_such_condition_can_be_made():
+    with pytest.raises(ValueError, match="dx_type is no condition"):
+        LesionConditioner(8, {"dx_type": ["histo"]}, {"dx_type": {"histo": 9}})
+
+
+def test_saved_and_loaded_it_is_the_same(networks, tmp_path):
+    _, conditioner = networks
+    conditioner.save_pretrained(tmp_path)
+    loaded = LesionConditioner.from_pretrained(tmp_path)
+    assert loaded.names == conditioner.names
+    assert torch.equal(vector(loaded, diagnosis="mel", age=33), vector(conditioner, diagnosis="mel", age=33))

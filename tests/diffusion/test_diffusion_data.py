@@ -1,0 +1,127 @@
+"""Conditions found in tables, and samples that depend on (seed, epoch, index) alone."""
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from dataset_scripts.common import UserError
+from melanoma_fair_xai.diffusion.data import DiffusionDataset, find_conditions, scale
+from melanoma_fair_xai.diffusion.networks import create_networks
+
+TABLE = pd.DataFrame(
+    {
+        "diagnosis": ["nv", "mel", "nv", "unknown"],
+        "sex": ["male", "female", "unknown", "male"],
+        "age": [45.0, 80.0, np.nan, 5.0],
+        "localization": "unknown",
+        "fitzpatrick": ["I", "VI", "unknown", "I"],
+        "dx_type": "histo",
+    }
+)
+
+
+def test_conditions_are_those_known_of_some_training_image():
+    conditions = find_conditions(TABLE, [], "here")
+    assert conditions.names == ["diagnosis", "sex", "fitzpatrick", "age"]
+    assert conditions.vocabularies["diagnosis"] == ["mel", "nv"]
+    assert conditions.vocabularies["fitzpatrick"] == ["I", "II", "III", "IV", "V", "VI"]
+    assert conditions.counts["fitzpatrick"] == {"I": 2, "II": 0, "III": 0, "IV": 0, "V": 0, "VI": 1}
+    assert conditions.counts["age"] == {"40": 1, "80": 1, "0": 1}
+
+
+def test_encoded_as_the_conditioner_encodes():
+    conditions = find_conditions(TABLE, [], "here")
+    encoded = conditions.encode(TABLE)
+    assert encoded["diagnosis"].tolist() == [1, 0, 1, 2] and encoded["fitzpatrick"].tolist() == [0, 5, 6, 0]
+    _, conditioner = create_networks(
+        conditions, resolution=8, block_out_channels=[16], layers_per_block=1, attention_resolutions=[]
+    )
+    with pytest.warns(UserWarning, match="such images only"):
+        theirs = conditioner.encode({name: TABLE[name].tolist() for name in conditions.names}, 4)
+    for name, values in encoded.items():
+        np.testing.assert_array_equal(theirs[name].numpy(), values)
+        assert theirs[name].numpy().dtype == values.dtype
+    for name, value in conditions.unknown().items():
+        np.testing.assert_array_equal(conditioner.encode({}, 1)[name].numpy(), [value])
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["dx_type"], "--conditions dx_type: choose from diagnosis"),
+        (["diagnosis", "ita"], "--conditions ita: here has no column ita"),
+        (["localization"], "--conditions localization: here knows it of no training image"),
+    ],
+)
+def test_conditions_that_are_not_there_are_refused(asked, message):
+    with pytest.raises(UserError, match=message):
+        find_conditions(TABLE, asked, "here")
+
+
+def test_a_table_that_knows_nothing_is_refused():
+    with pytest.raises(UserError, match="here: no diagnosis, sex, age"):
+        find_conditions(TABLE[["localization"]], [], "here")
+
+
+def make_dataset(seed: int = 0, **options) -> DiffusionDataset:
+    conditions = find_conditions(TABLE, [], "here")
+    pixels = np.arange(4 * 6 * 6 * 3, dtype=np.uint8).reshape(4, 6, 6, 3)
+    return DiffusionDataset(pixels, np.arange(4), conditions.encode(TABLE), conditions.unknown(), seed=seed, **options)
+
+
+def equal(first: dict, second: dict) -> list[str]:
+    """The names of what is equal in two samples, conditions apart."""
+    return [
+        name
+        for name in ("pixels", "noise", "timesteps")
+        if torch.equal(torch.as_tensor(first[name]), torch.as_tensor(second[name]))
+    ]
+
+
+def test_a_sample_depends_on_seed_epoch_and_index_alone():
+    first, again = make_dataset(), make_dataset()
+    for key in ((0, 0), (3, 2)):
+        sample = first[key]
+        _ = again[1, 3]
+        assert equal(sample, again[key]) == ["pixels", "noise", "timesteps"]
+        torch.testing.assert_close(sample["conditions"], again[key]["conditions"], equal_nan=True, rtol=0, atol=0)
+        assert "noise" not in equal(sample, first[key[0] + 1, key[1]])
+        assert "noise" not in equal(sample, make_dataset(seed=1)[key])
+
+
+def test_noise_timesteps_and_turns_are_spread_as_they_should():
+    dataset = make_dataset()
+    samples = [dataset[epoch, 0] for epoch in range(2000)]
+    noise = torch.stack([sample["noise"] for sample in samples])
+    assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
+    timesteps = np.array([sample["timesteps"] for sample in samples])
+    assert timesteps.min() < 5 and timesteps.max() > 994 and abs(timesteps.mean() - 499.5) < 25
+    views, counts = np.unique([sample["pixels"].numpy().tobytes() for sample in samples], return_counts=True)
+    assert len(views) == 8 and counts.min() > 200
+    original = dataset.pixels[0]
+    symmetries = {
+        np.rot90(image, k).transpose(2, 0, 1).tobytes() for image in (original, original[::-1]) for k in range(4)
+    }
+    assert set(views.tolist()) == symmetries
+
+
+def test_each_condition_is_dropped_by_itself_and_all_together():
+    """Shares by the product rule: dropped alone with p, or all together with q."""
+    p, q = 0.3, 0.2
+    dataset = make_dataset(condition_dropout=p, unconditional_share=q)
+    unknown = dataset.unknown
+    drops = []
+    for epoch in range(3000):
+        conditions = dataset[epoch, 0]["conditions"]
+        drops.append([bool(torch.isnan(v)) if name == "age" else v == unknown[name] for name, v in conditions.items()])
+    drops = np.array(drops, dtype=bool)
+    np.testing.assert_allclose(drops.mean(axis=0), q + (1 - q) * p, atol=0.03)
+    assert abs(drops.all(axis=1).mean() - (q + (1 - q) * p**4)) < 0.03
+    only_first = drops[:, 0] & ~drops[:, 1:].any(axis=1)
+    assert abs(only_first.mean() - (1 - q) * p * (1 - p) ** 3) < 0.03
+    assert not make_dataset(condition_dropout=0, unconditional_share=0)[0, 0]["conditions"]["sex"] == unknown["sex"]
+
+
+def test_pixels_to_the_networks_range():
+    assert scale(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]

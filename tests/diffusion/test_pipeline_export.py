@@ -1,0 +1,102 @@
+"""The exported folder, loaded by processes that have never seen this repository."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from melanoma_fair_xai.diffusion.export import export_pipeline
+from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
+
+LOAD = """
+import sys, numpy, torch, diffusers
+assert not any(name.startswith(("melanoma_fair_xai", "dataset_scripts")) for name in sys.modules)
+folder, output, again = sys.argv[1:]
+pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+assert type(pipeline).__name__ == "LesionPipeline" and type(pipeline.conditioner).__name__ == "LesionConditioner"
+pipeline.set_progress_bar_config(disable=True)
+generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+images = pipeline(["mel", "nv"], age=[40, None], generator=generators, num_inference_steps=3, output_type="np").images
+numpy.save(output, images)
+pipeline.save_pretrained(again)
+for name in ("melanoma_fair_xai", "dataset_scripts"):
+    assert name not in sys.modules, name
+"""
+
+
+def load_elsewhere(folder: Path, tmp_path: Path, name: str) -> np.ndarray:
+    """Images from a fresh process outside the repository, which also saves what it loaded as tmp_path/name."""
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment |= {"HF_MODULES_CACHE": str(tmp_path / f"modules-{name}"), "HF_HUB_OFFLINE": "1"}
+    environment |= {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    output = tmp_path / f"{name}.npy"
+    # -S with the site-packages alone: an editable install of this repository is not found.
+    packages = str(Path(diffusers.__file__).parents[1])
+    script = f"import sys; sys.path.append({packages!r})\n{LOAD}"
+    command = [sys.executable, "-S", "-c", script, folder, output, tmp_path / name]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return np.load(output)
+
+
+@pytest.fixture
+def exported(pipeline, tmp_path) -> Path:
+    folder = tmp_path / "exported"
+    folder.mkdir()
+    export_pipeline(pipeline, folder)
+    return folder
+
+
+def test_loads_anywhere_with_equal_images_and_survives_saving_again(pipeline, exported, tmp_path):
+    generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
+    options = dict(generator=generators, num_inference_steps=3, output_type="np")
+    images = pipeline(["mel", "nv"], age=[40, None], **options).images
+    np.testing.assert_array_equal(load_elsewhere(exported, tmp_path, "again"), images)
+    np.testing.assert_array_equal(load_elsewhere(tmp_path / "again", tmp_path, "third"), images)
+    files = [
+        sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+        for folder in (exported, tmp_path / "third")
+    ]
+    assert files[0] == files[1]
+
+
+def test_the_folder_is_as_diffusers_wants_it(exported):
+    index = json.loads((exported / "model_index.json").read_text())
+    assert index["_class_name"] == ["pipeline_lesion", "LesionPipeline"]
+    assert index["conditioner"] == ["lesion_conditioner", "LesionConditioner"]
+    assert index["unet"] == ["diffusers", "UNet2DModel"]
+    assert index["scheduler"] == ["diffusers", "DPMSolverMultistepScheduler"]
+    assert (exported / "pipeline_lesion.py").is_file() and (
+        exported / "conditioner" / "lesion_conditioner.py"
+    ).is_file()
+    assert not [path for path in exported.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
+    assert not list(exported.glob(".partial*"))
+
+
+def test_unet_and_conditioner_load_one_by_one(pipeline, exported):
+    unet = diffusers.UNet2DModel.from_pretrained(exported, subfolder="unet")
+    conditioner = LesionConditioner.from_pretrained(exported, subfolder="conditioner")
+    for loaded, own in ((unet, pipeline.unet), (conditioner, pipeline.conditioner)):
+        for name, tensor in own.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def test_channels_last_weights_are_saved_as_any_others(pipeline, exported, tmp_path):
+    pipeline.unet.to(memory_format=torch.channels_last)
+    export_pipeline(pipeline, tmp_path)
+    path = "unet/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / path).read_bytes() == (exported / path).read_bytes()
+
+
+def test_exporting_again_replaces_what_was_there(pipeline, exported):
+    with torch.no_grad():
+        pipeline.unet.conv_out.bias.add_(1)
+    export_pipeline(pipeline, exported)
+    unet = diffusers.UNet2DModel.from_pretrained(exported, subfolder="unet")
+    assert torch.equal(unet.conv_out.bias, pipeline.unet.conv_out.bias)
