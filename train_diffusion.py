@@ -14,7 +14,7 @@ from typing import Literal
 import diffusers
 import numpy as np
 from accelerate import Accelerator
-from accelerate.utils import set_seed
+from accelerate.utils import TorchDynamoPlugin, set_seed
 
 from dataset_scripts.builder import SKIPPED_NAME
 from dataset_scripts.common import UserError, run_command
@@ -34,8 +34,9 @@ from melanoma_fair_xai.diffusion.networks import (
 from melanoma_fair_xai.diffusion.process import PREDICTION_TYPES, make_noise_scheduler
 from melanoma_fair_xai.diffusion.training import DiffusionTraining, Task
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
+from melanoma_fair_xai.engine.files import atomic_path, write_json
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, resolve_precision
-from melanoma_fair_xai.engine.run_folder import atomic_path, open_run_folder, write_json
+from melanoma_fair_xai.engine.run_folder import open_run_folder
 from melanoma_fair_xai.engine.trackers import start_trackers
 
 
@@ -111,7 +112,7 @@ class TrainingArguments:
     eval_batch_size: int = field(default=32, metadata={"help": "Images per process in validation."})
     gradient_accumulation_steps: int = field(default=1, metadata={"help": "Batches per optimiser step."})
     gradient_checkpointing: bool = field(default=False, metadata={"help": "Less memory, a third more computing."})
-    torch_compile: bool = field(default=False, metadata={"help": "Compile the UNet (pays on GPUs)."})
+    torch_compile: bool = field(default=False, metadata={"help": "Compile the networks: pays on a GPU in long runs."})
     learning_rate: float | None = field(default=None, metadata={"help": "Peak learning rate of AdamW."})
     lr_scheduler: str = field(default="cosine", metadata={"help": "As in transformers: cosine, linear, constant, ..."})
     lr_warmup_steps: int = field(default=200, metadata={"help": "Optimiser steps of linear warm-up."})
@@ -155,6 +156,7 @@ def main() -> None:
             gradient_accumulation_steps=training.gradient_accumulation_steps,
             log_with=None if training.report_to == "none" else training.report_to,
             project_dir=training.output_dir,
+            dynamo_plugin=TorchDynamoPlugin(backend="inductor") if training.torch_compile else None,
         )
         if training.dry_run:
             dry_run(accelerator, data, model_args, training)

@@ -155,7 +155,6 @@ def test_horizon_of_the_average_and_balanced_weights():
         (["--resolution", "15"], "--resolution 15: cannot be halved 1 times"),
         (["--preset", "1024-huge"], "--preset 1024-huge: choose from 32-tiny"),
         (["--conditions", "skin"], "--conditions skin: choose from diagnosis"),
-        (["--conditions", "ita"], "--conditions ita: "),
         (["--dataset_name", "nowhere"], "--dataset_name nowhere: cannot be loaded"),
         (["--prediction_type", "flow"], "invalid choice: 'flow'"),
         (["--resume_from_checkpoint", "runs/none/checkpoint-3"], "no such folder"),

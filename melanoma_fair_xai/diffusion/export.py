@@ -5,7 +5,8 @@ from pathlib import Path
 
 import diffusers
 
-from melanoma_fair_xai.engine.run_folder import PARTIAL_PREFIX, remove
+from melanoma_fair_xai.engine.files import PARTIAL_PREFIX
+from melanoma_fair_xai.engine.run_folder import remove
 
 from .lesion_conditioner import LesionConditioner
 from .pipeline_lesion import LesionPipeline

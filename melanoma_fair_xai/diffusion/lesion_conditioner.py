@@ -12,7 +12,7 @@ from torch import nn
 UNKNOWN = "unknown"
 CATEGORIES = ("diagnosis", "sex", "localization", "fitzpatrick")
 # Measures, each with its range and the width of the bands in which training images are counted.
-MEASURES = {"age": (0.0, 120.0, 10.0), "ita": (-90.0, 90.0, 10.0)}
+MEASURES = {"age": (0.0, 120.0, 10.0), "ita": (-180.0, 180.0, 10.0)}
 UNITS = {"age": "years", "ita": "degrees"}
 RARE = 50  # training images, below which asking for a value warns
 
@@ -37,7 +37,7 @@ class LesionConditioner(ModelMixin, ConfigMixin):
         embedding_dim: int,
         vocabularies: dict[str, list[str]],
         counts: dict[str, dict[str, int]],
-        frequencies: int = 4,
+        frequencies: int = 6,
     ):
         super().__init__()
         # In a fixed order: the config that a saved one is loaded from is sorted otherwise, and sums depend on it.

@@ -60,7 +60,6 @@ class TrainingOptions(Protocol):
     eval_batch_size: int
     gradient_accumulation_steps: int
     gradient_checkpointing: bool
-    torch_compile: bool
     learning_rate: float
     lr_scheduler: str
     lr_warmup_steps: int
@@ -128,7 +127,7 @@ class DiffusionTraining:
             fused=True,
         )
         self.unet, self.conditioner, self.optimizer, self.loader = accelerator.prepare(
-            torch.compile(unet) if options.torch_compile else unet, conditioner, optimizer, loader
+            unet, conditioner, optimizer, loader
         )
         self.total_steps = options.max_train_steps
         # Not prepared: Accelerate would step it once per process.

@@ -15,7 +15,7 @@ from melanoma_fair_xai.diffusion.data import Conditions, scale
 from melanoma_fair_xai.diffusion.lesion_conditioner import MEASURES
 from melanoma_fair_xai.diffusion.pipeline_lesion import LesionPipeline
 from melanoma_fair_xai.diffusion.process import training_target
-from melanoma_fair_xai.engine.run_folder import atomic_path
+from melanoma_fair_xai.engine.files import atomic_path
 from melanoma_fair_xai.engine.seeding import sample_generator
 
 BANDS = 5  # of timesteps
