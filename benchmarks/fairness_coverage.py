@@ -6,7 +6,7 @@
 
 Lesions have 1 to 4 images (1.85 on average). The scores of a lesion's images share a part: a normal lesion effect with
 the share ICC of the variance. Melanomas lie higher by what gives the AUC, and scores are the true probabilities, so
-that every metric's true value is known. There are eight benign lesions for every melanoma.
+that every metric's true value is known. There are five benign lesions for every melanoma.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from melanoma_fair_xai.fairness.report import markdown_table
 from melanoma_fair_xai.fairness.resampling import lesion_classes
 from melanoma_fair_xai.fairness.sample import make_sample
 
-BENIGN_PER_MELANOMA = 8
+BENIGN_PER_MELANOMA = 5
 SIZES, SIZE_SHARES = [1, 2, 3, 4], [0.5, 0.25, 0.15, 0.1]
 INTERVALS = METRICS[:-1]  # ECE has none
 DIFFERENCES = ("roc_auc", "sensitivity", "specificity")

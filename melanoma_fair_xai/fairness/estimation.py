@@ -37,10 +37,15 @@ MINIMUM_LESIONS = 10
 Key = TypeVar("Key", bound=Hashable)
 
 
-def enough_lesions(sample: Sample, metric: str) -> bool:
+def count_lesions(sample: Sample) -> tuple[int, int]:
+    """How many lesions carry a melanoma, and how many a benign image."""
+    return len(np.unique(sample.lesions[sample.labels])), len(np.unique(sample.lesions[~sample.labels]))
+
+
+def is_estimable(metric: str, melanoma_lesions: int, benign_lesions: int) -> bool:
     """Whether 10 lesions carry each class that the metric needs: one for sensitivity and specificity, else both."""
-    classes = {"sensitivity": [True], "specificity": [False]}.get(metric, [True, False])
-    return all(len(np.unique(sample.lesions[sample.labels == label])) >= MINIMUM_LESIONS for label in classes)
+    needed = {"sensitivity": melanoma_lesions, "specificity": benign_lesions}
+    return needed.get(metric, min(melanoma_lesions, benign_lesions)) >= MINIMUM_LESIONS
 
 
 def estimate_parts(
@@ -51,9 +56,8 @@ def estimate_parts(
     `strata` are those of all lesions, by code, within which the bootstrap draws: parts that share lesions, and models
     on the same lesions, see the same draws, so that differences of bootstrapped metrics are right, too.
     """
-    weighted = {
-        key: WeightedMetrics(part) for key, part in parts.items() if len(part) and enough_lesions(part, "brier")
-    }
+    counts = {key: count_lesions(part) for key, part in parts.items()}
+    weighted = {key: WeightedMetrics(part) for key, part in parts.items() if is_estimable("brier", *counts[key])}
     blocks: dict[Key, list[dict[str, np.ndarray]]] = {key: [] for key in weighted}
     if weighted:
         for weights in bootstrap_weights(strata, n_resamples, rng):
@@ -64,20 +68,20 @@ def estimate_parts(
         estimates[key] = {
             name: function(part)
             for name, function in CLOSED_FORM.items()
-            if enough_lesions(part, name) and (part.thresholds is not None or name not in AT_THRESHOLD)
+            if is_estimable(name, *counts[key]) and (part.thresholds is not None or name not in AT_THRESHOLD)
         }
         if key in weighted:
             values = weighted[key].bootstrapped(np.ones((len(weighted[key].lesions), 1)))
             replicates = {name: np.concatenate([block[name] for block in blocks[key]]) for name in values}
             for name, value in values.items():
-                estimate = bootstrapped(part, name, float(value[0]), replicates[name])
+                estimate = bootstrapped(part, name, float(value[0]), replicates[name], min(counts[key]) - 1)
                 if estimate is not None:
                     estimates[key][name] = estimate
     return estimates
 
 
-def bootstrapped(part: Sample, name: str, value: float, replicates: np.ndarray) -> Estimate | None:
-    """An estimate from its replicates (n_resamples,); None where over a twentieth of them, or the value, is missing.
+def bootstrapped(part: Sample, name: str, value: float, replicates: np.ndarray, degrees: int) -> Estimate | None:
+    """An estimate from its replicates (n_resamples,); None if the value, or over a twentieth of them, is missing.
 
     A PPV of 0 or 1 does not vary in the bootstrap, so it is taken as a rate on the lesions that are called positive.
     """
@@ -93,7 +97,6 @@ def bootstrapped(part: Sample, name: str, value: float, replicates: np.ndarray) 
         error = np.nan
     else:  # replicates of exactly 0 or 1 have no logit
         error = logit(np.clip(replicates, value / 1000, 1 - (1 - value) / 1000)).std()
-    counts = [len(np.unique(part.lesions[part.labels == label])) for label in (True, False)]
     influence = (replicates - replicates.mean()) / np.sqrt(len(replicates))
     draws = np.arange(len(replicates))
-    return Bootstrapped(value, draws, influence, float(error), min(counts) - 1, name not in UNBOUNDED)
+    return Bootstrapped(value, draws, influence, float(error), degrees, name not in UNBOUNDED)

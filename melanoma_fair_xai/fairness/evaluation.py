@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from dataset_scripts.common import UNKNOWN, UserError
 
 from .estimates import Estimate, subtract
-from .estimation import AT_THRESHOLD, CLOSED_FORM, METRICS, enough_lesions, estimate_parts
+from .estimation import AT_THRESHOLD, CLOSED_FORM, METRICS, count_lesions, estimate_parts, is_estimable
 from .groups import PRIMARY, as_groups, available_groups, group_columns, reference_group
 from .intervals import holm
 from .report import OVERALL, Contrast, FairnessReport, GroupMetric, WorstGroup
@@ -131,8 +131,8 @@ def evaluate_column(
 
 
 def _group_rows(part: Sample, column: str, group: str, estimates: Mapping[str, Estimate]) -> list[GroupMetric]:
-    lesions, melanoma_lesions = len(np.unique(part.lesions)), len(np.unique(part.lesions[part.labels]))
-    counts = (len(part), lesions, int(part.labels.sum()), melanoma_lesions)
+    classes = count_lesions(part)
+    counts = (len(part), len(np.unique(part.lesions)), int(part.labels.sum()), classes[0])
     rows = []
     for name in METRICS:
         if name in AT_THRESHOLD and part.thresholds is None:
@@ -140,7 +140,7 @@ def _group_rows(part: Sample, column: str, group: str, estimates: Mapping[str, E
         value = low = high = np.nan
         if name in estimates:
             value, (low, high) = estimates[name].value, estimates[name].interval()
-        elif name == "ece" and enough_lesions(part, name):
+        elif name == "ece" and is_estimable(name, *classes):
             value = expected_calibration_error(part)
         rows.append(
             GroupMetric(column, group, name, *counts, float(value), float(low), float(high), bool(np.isfinite(value)))

@@ -1,0 +1,87 @@
+"""The fairness core of melanoma_fair_xai as an `evaluate` module."""
+
+import dataclasses
+
+import datasets
+import evaluate
+
+import melanoma_fair_xai.fairness as fairness
+
+DESCRIPTION = """
+Performance of a binary classifier by group, with 95 % intervals that count lesions (or patients) rather than images,
+signed contrasts with a reference group, and the worst group. See the metric card in README.md.
+"""
+
+INPUTS = """
+Args:
+    predictions: probabilities of the positive class, from 0 to 1.
+    references: 0 or 1.
+    groups: names of groups; "unknown" is shown, but compared with nothing.
+    lesion_ids: images of one lesion depend on each other and count as one.
+    threshold: an image is called positive where its prediction is at least this; default 0.5.
+    reference: the group that others are compared with; default: the one with most positives.
+    n_resamples: bootstrap replicates and permutations; default 2000.
+    seed: fixes both; default 0.
+
+Returns:
+    every metric of all images as a number, with `<metric>_low` and `<metric>_high`; `by_group`, `contrasts` and
+    `worst_group` as lists of dicts (NaN where a group has too few lesions, with its counts).
+
+Examples:
+    >>> metric = evaluate.load("./metrics/stratified_fairness")
+    >>> metric.add_batch(predictions=[0.9, 0.2], references=[1, 0], groups=["I-II", "V-VI"], lesion_ids=["a", "b"])
+    >>> results = metric.compute(threshold=0.4)
+"""
+
+CITATION = (
+    """@misc{melanoma_fair_xai, title={melanoma-fair-xai: fair and explainable melanoma diagnosis}, year={2026}}"""
+)
+
+
+@evaluate.utils.file_utils.add_start_docstrings(DESCRIPTION, INPUTS)
+class StratifiedFairness(evaluate.Metric):
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=DESCRIPTION,
+            citation=CITATION,
+            inputs_description=INPUTS,
+            features=datasets.Features(
+                {
+                    "predictions": datasets.Value("float64"),
+                    "references": datasets.Value("int64"),
+                    "groups": datasets.Value("string"),
+                    "lesion_ids": datasets.Value("string"),
+                }
+            ),
+        )
+
+    def _compute(
+        self,
+        predictions: list[float],
+        references: list[int],
+        groups: list[str],
+        lesion_ids: list[str],
+        threshold: float = 0.5,
+        reference: str | None = None,
+        n_resamples: int = 2000,
+        seed: int = 0,
+    ) -> dict:
+        report = fairness.evaluate(
+            references,
+            predictions,
+            {"group": groups},
+            lesion_ids=lesion_ids,
+            thresholds=threshold,
+            reference={"group": reference} if reference else None,
+            n_resamples=n_resamples,
+            seed=seed,
+        )
+        values = {row.metric: row for row in report.overall}
+        return {
+            **{name: row.value for name, row in values.items()},
+            **{f"{name}_low": row.low for name, row in values.items() if name != "ece"},
+            **{f"{name}_high": row.high for name, row in values.items() if name != "ece"},
+            "by_group": [dataclasses.asdict(row) for row in report.by_group],
+            "contrasts": [dataclasses.asdict(row) for row in report.contrasts],
+            "worst_group": [dataclasses.asdict(row) for row in report.worst_group],
+        }
