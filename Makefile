@@ -32,6 +32,7 @@ style: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python -m benchmarks.throughput
+	$(BIN)/python -m benchmarks.fairness_speed
 
 clean:
 	rm -rf $(VENV)

@@ -6,6 +6,7 @@ two models on the same lesions.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from scipy.special import expit, logit, stdtrit
@@ -119,7 +120,12 @@ class Difference(Estimate):
     def bounds(self, alpha: np.ndarray | float = 0.05) -> tuple[np.ndarray, np.ndarray]:
         limits = self.first.bounds(alpha), self.second.bounds(alpha)
         first, second = (self.first.value, limits[0]), (self.second.value, limits[1])
-        return square_and_add(first, second, correlation(self.first, self.second))
+        return square_and_add(first, second, self.shared)
+
+    @cached_property
+    def shared(self) -> float:
+        """The correlation of the two, through common lesions."""
+        return correlation(self.first, self.second)
 
     def p_value(self) -> float:
         """The level at which the interval just reaches zero."""

@@ -74,7 +74,7 @@ def square_and_add(
 def p_value(difference: Bounds) -> float:
     """The level at which the interval of a difference just reaches zero, so that test and interval agree."""
     low, high = 0.0, 1.0  # on the scale of -log10(alpha) / 16
-    for _ in range(40):
+    for _ in range(24):
         middle = (low + high) / 2
         lower, upper = difference(10 ** (-16 * middle))
         if lower > 0 or upper < 0:

@@ -78,3 +78,56 @@ def test_means_by_group_are_those_of_pandas_with_intervals_of_lesions():
         assert (row["high"] - row["low"]) / (2 * 1.96) == pytest.approx(lesions.sem(), rel=0.06)
     assert not result.loc["female", "estimable"] and np.isnan(result.loc["female", "mean"])
     assert result.loc["female", "lesions"] == 9
+
+
+def test_permutations_find_a_gap_and_are_uniform_without_one():
+    rng = np.random.default_rng(2)
+    lesion = np.repeat(np.arange(150), 2)
+    labels = (lesion % 3 == 0).astype(int)
+    group = np.array(["a", "b"])[(lesion // 3) % 2]
+    noise = rng.normal(size=150)[lesion] + 0.3 * rng.normal(size=300)
+    p = {}
+    for name, effect in (("gap", np.where(group == "a", 4.0, 0.0)), ("none", 2.0)):
+        scores = 1 / (1 + np.exp(-(effect * labels - 1 + noise)))
+        report = evaluate(labels, scores, {"site": group}, lesion, thresholds=0.5, n_resamples=199)
+        p[name] = {row.metric: row.p for row in report.worst_group}
+    assert p["gap"]["roc_auc"] == pytest.approx(1 / 200) and p["gap"]["sensitivity"] < 0.02
+    assert p["none"]["roc_auc"] > 0.05 and p["gap"]["specificity"] > 0.05
+
+
+def test_a_lesion_in_two_groups_narrows_their_difference():
+    rng = np.random.default_rng(3)
+    lesion = np.tile(np.arange(120), 2)
+    labels = (lesion % 3 == 0).astype(int)
+    scores = 1 / (1 + np.exp(-(1.5 * labels + rng.normal(size=120)[lesion] + 0.2 * rng.normal(size=240))))
+    group = np.repeat(["dermoscopy", "clinical"], 120)
+    widths = []
+    for lesions in (lesion, np.arange(240)):
+        report = evaluate(labels, scores, {"camera": group}, lesions, thresholds=0.5, n_resamples=400)
+        widths.append({row.metric: row.high - row.low for row in report.contrasts})
+    for metric in ("roc_auc", "sensitivity", "brier", "auprc", "calibration_slope"):
+        assert widths[0][metric] < 0.8 * widths[1][metric], metric
+
+
+def test_a_perfect_model_has_no_interval_of_zero_width():
+    labels = np.repeat([1, 0], [15, 85])
+    scores = np.concatenate([np.linspace(0.8, 0.9, 15), np.linspace(0.1, 0.3, 85)])
+    rows = {row.metric: row for row in evaluate(labels, scores, thresholds=0.5, n_resamples=200).overall}
+    for metric in ("roc_auc", "sensitivity", "specificity", "balanced_accuracy", "ppv"):
+        assert rows[metric].value == 1 and rows[metric].low < 0.97, metric
+    assert rows["auprc"].value == 1 and np.isnan(rows["auprc"].low)
+    assert not rows["calibration_slope"].estimable  # the classes can be separated
+
+
+@pytest.mark.slow
+def test_a_million_rows_fit_into_two_gigabytes():
+    import json
+    import subprocess
+    import sys
+
+    code = "import json, benchmarks.fairness_speed as s;print(json.dumps(s.in_own_process(s.ours, 1_000_000)))"
+    result = subprocess.run(
+        [sys.executable, "-c", f"if __name__ == '__main__': {code}"], capture_output=True, text=True
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout)["peak_megabytes"] < 2000
