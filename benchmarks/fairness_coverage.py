@@ -1,6 +1,7 @@
 """What the fairness report's intervals and tests are worth, by simulation: coverage, false alarms, power.
 
     python -m benchmarks.fairness_coverage coverage
+    python -m benchmarks.fairness_coverage differences
     python -m benchmarks.fairness_coverage false_alarms
     python -m benchmarks.fairness_coverage power
 
@@ -10,6 +11,7 @@ that every metric's true value is known. There are five benign lesions for every
 """
 
 import argparse
+from dataclasses import replace
 
 import numpy as np
 from scipy.special import expit, ndtr, ndtri
@@ -97,62 +99,62 @@ class Hits:
         return f"{100 * self.covered[name] / given:.1f}{note}"
 
 
+CELLS = [(auc, icc, count) for auc in (0.75, 0.92) for icc in (0.0, 0.3, 0.6) for count in (10, 20, 40, 60)]
+
+
 def coverage(data_sets: int, n_resamples: int) -> str:
-    header = ["AUC", "ICC", "melanoma lesions", *(TITLES[name] for name in INTERVALS)]
-    header += [f"Δ {TITLES[name]}, groups" for name in DIFFERENCES] + [
-        f"Δ {TITLES[name]}, models" for name in DIFFERENCES
-    ]
+    """Per cent of data sets whose interval holds the true value, by AUC, ICC and number of melanoma lesions."""
     rows = []
-    cells = [(auc, icc, count) for auc in (0.75, 0.92) for icc in (0.0, 0.3, 0.6) for count in (10, 20, 40, 60)]
-    for auc, icc, count in tqdm(cells, unit="cell"):
-        rng = np.random.default_rng([int(100 * auc), int(10 * icc), count])
-        hits, other_auc = Hits(), auc - 0.05
-        truth, other_truth = true_values(auc), true_values(other_auc)
-        for _ in range(data_sets):
-            _one_data_set(rng, auc, other_auc, icc, count, n_resamples, hits, truth, other_truth)
-        names = [*INTERVALS, *(f"groups {name}" for name in DIFFERENCES), *(f"models {name}" for name in DIFFERENCES)]
-        rows.append([f"{auc}", f"{icc}", f"{count}", *(hits.cell(name, data_sets) for name in names)])
+    for cell in tqdm(CELLS, unit="cell"):
+        rows.append([*map(str, cell), *coverage_of_cell(*cell, data_sets, n_resamples)])
         tqdm.write(" ".join(rows[-1]))
-    return markdown_table(header, rows)
+    return markdown_table(["AUC", "ICC", "melanoma lesions", *(TITLES[name] for name in INTERVALS)], rows)
 
 
-def _one_data_set(rng, auc, other_auc, icc, count, n_resamples, hits, truth, other_truth) -> None:
-    """Two groups of equal size under one model, and the first of them under a second, worse model, too."""
-    noise, labels, lesions = [], [], []
-    for group in range(2):
+def coverage_of_cell(auc: float, icc: float, count: int, data_sets: int, n_resamples: int) -> list[str]:
+    """One row of the table."""
+    rng, hits, truth = np.random.default_rng([int(100 * auc), int(10 * icc), count]), Hits(), true_values(auc)
+    for _ in range(data_sets):
+        sample, _ = draw_groups(rng, (count,), (auc,), icc)
+        estimates = estimate_parts({"all": sample}, lesion_classes(sample), n_resamples, rng)["all"]
+        for name in INTERVALS:
+            hits.add(name, estimates[name].interval() if name in estimates else None, truth[name])
+    return [hits.cell(name, data_sets) for name in INTERVALS]
+
+
+def differences(data_sets: int) -> str:
+    """The same for differences: of two groups of equal size under one model, and of two models on the same lesions."""
+    rows = []
+    for cell in tqdm(CELLS, unit="cell"):
+        rows.append([*map(str, cell), *differences_of_cell(*cell, data_sets)])
+        tqdm.write(" ".join(rows[-1]))
+    header = [f"{TITLES[name]}, {kind}" for kind in ("groups", "models") for name in DIFFERENCES]
+    return markdown_table(["AUC", "ICC", "melanoma lesions", *header], rows)
+
+
+def differences_of_cell(auc: float, icc: float, count: int, data_sets: int) -> list[str]:
+    """One row; the other model's AUC is lower by .05, and its noise correlates by .84 with the first's."""
+    rng, hits = np.random.default_rng([int(100 * auc), int(10 * icc), count, 1]), Hits()
+    truth, other_truth = true_values(auc), true_values(auc - 0.05)
+    for _ in range(data_sets):
         lesion, label = draw_lesions(rng, count)
-        noise.append(draw_noise(rng, lesion, icc))
-        labels.append(label)
-        lesions.append(lesion + group * count * (1 + BENIGN_PER_MELANOMA))
-    mixed = np.sqrt(0.7) * noise[0] + np.sqrt(0.3) * draw_noise(rng, lesions[0], icc)
-    labels, lesions = np.concatenate([*labels, labels[0]]), np.concatenate([*lesions, lesions[0]])
-    first = len(mixed)
-    aucs = np.where(np.arange(len(labels)) < len(labels) - first, auc, other_auc)
-    z = np.concatenate([*noise, mixed])
-    scores = np.empty(len(z))
-    thresholds = np.empty(len(z))
-    for value in (auc, other_auc):
-        rows = aucs == value
-        scores[rows] = probability(z[rows] + labels[rows] * shift_of(value), value)
-        thresholds[rows] = probability(shift_of(value) / 2, value)
-    sample = make_sample(labels, scores, lesions, thresholds=thresholds)
-    place = np.arange(len(sample))
-    parts = {
-        "first": sample.select(place < first),
-        "second": sample.select((place >= first) & (place < len(sample) - first)),
-        "model": sample.select(place >= len(sample) - first),
-    }
-    strata = lesion_classes(sample) * 2 + (np.bincount(sample.lesions, place < first) > 0)
-    estimates = {name: {metric: CLOSED_FORM[metric](part) for metric in DIFFERENCES} for name, part in parts.items()}
-    estimates |= estimate_parts({"first": parts["first"]}, strata, n_resamples, rng)
-    for name in INTERVALS:
-        estimate = estimates["first"].get(name)
-        hits.add(name, estimate and estimate.interval(), truth[name])
-    for name in DIFFERENCES:
-        for kind, other, expected in (("groups", "second", 0.0), ("models", "model", truth[name] - other_truth[name])):
-            if name in estimates["first"] and name in estimates[other]:
-                difference = subtract(estimates["first"][name], estimates[other][name])
-                hits.add(f"{kind} {name}", difference.interval(), expected)
+        noise = draw_noise(rng, lesion, icc)
+        mixed = np.sqrt(0.7) * noise + np.sqrt(0.3) * draw_noise(rng, lesion, icc)
+        first, model = draw_scores(lesion, label, noise, auc), draw_scores(lesion, label, mixed, auc - 0.05)
+        second, _ = draw_groups(rng, (count,), (auc,), icc)
+        apart = replace(second, lesions=second.lesions + len(first))
+        for name in DIFFERENCES:
+            estimate = CLOSED_FORM[name](first)
+            gap, change = (subtract(estimate, CLOSED_FORM[name](other)).interval() for other in (apart, model))
+            hits.add(f"groups {name}", gap, 0.0)
+            hits.add(f"models {name}", change, truth[name] - other_truth[name])
+    return [hits.cell(f"{kind} {name}", data_sets) for kind in ("groups", "models") for name in DIFFERENCES]
+
+
+def draw_scores(lesion: np.ndarray, label: np.ndarray, noise: np.ndarray, auc: float) -> Sample:
+    """A model of this AUC on given lesions, labels and noise."""
+    scores = probability(noise + label * shift_of(auc), auc)
+    return make_sample(label, scores, lesion, thresholds=float(probability(shift_of(auc) / 2, auc)))
 
 
 def draw_groups(
@@ -193,7 +195,7 @@ def false_alarms(data_sets: int) -> str:
     for counts, auc, icc in tqdm(cells, unit="cell"):
         rng = np.random.default_rng([*counts, int(100 * auc), int(10 * icc)])
         alarms = gaps = 0
-        permuted = data_sets // 4
+        permuted = data_sets // 2
         for number in range(data_sets):
             sample, groups = draw_groups(rng, counts, (auc,) * 3, icc)
             alarms += min(adjusted(sample, groups).values()) < 0.05
@@ -203,7 +205,7 @@ def false_alarms(data_sets: int) -> str:
         rows.append(["/".join(map(str, counts)), f"{auc}", f"{icc}", *shares])
         tqdm.write(" ".join(rows[-1]))
     header = ["melanoma lesions I-II/III-IV/V-VI", "AUC", "ICC", "any Holm p < .05"]
-    return markdown_table([*header, f"permutation p of the AUC gap ≤ .05 ({data_sets // 4} data sets)"], rows)
+    return markdown_table([*header, f"permutation p of the AUC gap ≤ .05 ({data_sets // 2} data sets)"], rows)
 
 
 def power(data_sets: int) -> str:
@@ -231,12 +233,14 @@ def _per_cent(count: int, total: int) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Coverage, false alarms and power of the fairness report.")
-    parser.add_argument("what", choices=("coverage", "false_alarms", "power"))
-    parser.add_argument("--data_sets", type=int, help="per cell; default 2000, 1000 and 200")
-    parser.add_argument("--n_resamples", type=int, default=200, help="bootstrap replicates in each data set")
+    parser.add_argument("what", choices=("coverage", "differences", "false_alarms", "power"))
+    parser.add_argument("--data_sets", type=int, help="per cell; default 2000, for false_alarms 1000, for power 200")
+    parser.add_argument("--n_resamples", type=int, default=100, help="bootstrap replicates in each data set")
     arguments = parser.parse_args()
     if arguments.what == "coverage":
         table = coverage(arguments.data_sets or 2000, arguments.n_resamples)
+    elif arguments.what == "differences":
+        table = differences(arguments.data_sets or 2000)
     elif arguments.what == "false_alarms":
         table = false_alarms(arguments.data_sets or 1000)
     else:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.special import expit, logit, stdtrit
+from scipy.special import expit, logit, ndtri, stdtrit
 
 from .intervals import clopper_pearson, p_value, perfect_area, square_and_add, wilson
 from .sample import Sample
@@ -46,7 +46,10 @@ class Rate(Estimate):
         return clopper_pearson(self.value, self.effective_n, alpha)
 
     def bounds(self, alpha: np.ndarray | float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-        return wilson(self.value, self.effective_n, alpha)
+        # Korn and Graubard's degrees of freedom: the design effect was estimated, too.
+        half = np.asarray(alpha, dtype=float) / 2
+        shrinkage = (ndtri(half) / stdtrit(max(len(self.lesions) - 1, 1), half)) ** 2
+        return wilson(self.value, self.effective_n * shrinkage, alpha)
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,9 @@ def balanced_accuracy(sample: Sample) -> BalancedAccuracy:
 def rate(sample: Sample, among: np.ndarray, hits: np.ndarray) -> Rate:
     """The share of `hits` (bool) among the rows `among` (bool), clustered by lesion.
 
-    The effective sample size is rate * (1 - rate) / variance, at most the number of images; a rate of 0 or 1 has no
-    variance to learn from and counts lesions. Korn and Graubard, Survey Methodology 24 (1998).
+    The effective sample size is the number of images over the design effect, which is the variance over that of
+    independent images and here at least 1; a rate of 0 or 1 has no variance to learn from and counts lesions.
+    Korn and Graubard, Survey Methodology 24 (1998).
     """
     lesions, place = np.unique(sample.lesions[among], return_inverse=True)
     count, images = len(lesions), len(place)
@@ -195,7 +199,8 @@ def rate(sample: Sample, among: np.ndarray, hits: np.ndarray) -> Rate:
     if value in (0, 1):
         effective = float(count)
     else:
-        effective = float(min(images, value * (1 - value) / variance)) if variance > 0 else float(images)
+        independent = value * (1 - value) / max(images - 1, 1)
+        effective = images / max(variance / independent, 1.0)
     return Rate(value, lesions, influence, max(effective, 1.0))
 
 

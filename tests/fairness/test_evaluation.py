@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from dataset_scripts.common import UserError
 from melanoma_fair_xai.fairness import evaluate, mean_by_group
@@ -8,26 +9,31 @@ from melanoma_fair_xai.fairness import evaluate, mean_by_group
 
 def original_study() -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """13 melanomas and 100 benign images of type IV, and scores that give the published figures of both models."""
-    labels = np.repeat([1, 0], [13, 100])
-    first = np.concatenate([np.full(13, 0.8), np.linspace(0, 0.4, 90), np.linspace(0.6, 0.75, 10)])
-    first[0] = 0.605  # at or below 10 of the benign images
-    second = np.concatenate([np.full(13, 0.9), np.linspace(0, 0.4, 91), np.linspace(0.6, 0.95, 9)])
-    second[0] = 0.1
-    return labels, {"ResNet-18": first, "ResNet-50": second}
+    benign = np.linspace(0.01, 0.99, 100)
+    above = {"ResNet-18": [0] * 9 + [1, 2, 3, 4], "ResNet-50": [0] * 8 + [1, 2, 4, 7, 53]}  # benign images above each
+    scores = {name: np.concatenate([0.995 - 0.98 / 99 * np.array(places), benign]) for name, places in above.items()}
+    return np.repeat([1, 0], [13, 100]), scores
 
 
 def test_the_original_studys_two_models_cannot_be_told_apart():
     labels, models = original_study()
-    reports = {name: evaluate(labels, scores, thresholds=0.5) for name, scores in models.items()}
-    rows = {name: {row.metric: row for row in report.overall} for name, report in reports.items()}
-    first, second = rows["ResNet-18"], rows["ResNet-50"]
-    assert first["sensitivity"].value == 1 and second["sensitivity"].value == pytest.approx(0.9231, abs=1e-4)
-    assert first["balanced_accuracy"].value == pytest.approx(0.95)
-    assert second["balanced_accuracy"].value == pytest.approx(0.9165, abs=1e-4)
+    rows = {}
+    for name, scores in models.items():
+        report = evaluate(labels, scores, thresholds=0.896, n_resamples=200)  # 10 benign images are above it
+        rows[name] = {row.metric: row for row in report.overall}
+    published = {"ResNet-18": (0.9923, 1.0, 0.95), "ResNet-50": (0.9485, 0.9231, 0.9115)}
+    for name, values in published.items():
+        for metric, value in zip(("roc_auc", "sensitivity", "balanced_accuracy"), values, strict=True):
+            row = rows[name][metric]
+            assert row.value == pytest.approx(value, abs=6e-5)
+            assert (row.n, row.melanomas, row.melanoma_lesions) == (113, 13, 13)
     for metric in ("roc_auc", "sensitivity", "balanced_accuracy"):
-        assert second[metric].high > first[metric].low, metric
-        assert first[metric].n == 113 and first[metric].melanomas == 13
-    assert first["sensitivity"].low == pytest.approx(0.753, abs=0.001)  # Clopper-Pearson of 13 in 13
+        first, second = rows["ResNet-18"][metric], rows["ResNet-50"][metric]
+        assert second.low < first.low < second.high, metric  # the intervals overlap
+    for name, hits in (("ResNet-18", 13), ("ResNet-50", 12)):
+        exact = stats.binomtest(hits, 13).proportion_ci(method="exact")
+        row = rows[name]["sensitivity"]
+        assert (row.low, row.high) == pytest.approx((exact.low, exact.high))
 
 
 def test_groups_are_evaluated_as_if_they_stood_alone():
