@@ -19,7 +19,7 @@ from .estimation import CLOSED_FORM, METRICS, TITLES, estimate_parts
 from .evaluation import FAMILY
 from .groups import PRIMARY, available_groups, group_columns, reference_group
 from .intervals import holm
-from .report import OVERALL, markdown_table, number, with_interval
+from .report import OVERALL, markdown_table, number, p_text, with_interval
 from .resampling import lesion_classes, lesion_groups
 from .sample import Sample, make_sample
 
@@ -109,7 +109,7 @@ class Comparison:
         header += [self.baseline, model, "difference", "p (Holm)"]
         rows = [
             [row.group_column, row.group, f"{row.n:,}", f"{row.melanomas:,}", TITLES[row.metric]]
-            + [number(row.baseline_value), number(row.model_value), with_interval(row), number(row.p_holm)]
+            + [number(row.baseline_value), number(row.model_value), with_interval(row), p_text(row.p_holm)]
             for row in self.differences
             if row.model == model and row.estimable
         ]

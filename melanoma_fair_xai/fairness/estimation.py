@@ -33,6 +33,7 @@ METRICS = tuple(TITLES)
 AT_THRESHOLD = ("sensitivity", "specificity", "balanced_accuracy", "ppv")
 UNBOUNDED = ("calibration_intercept", "calibration_slope")
 MINIMUM_LESIONS = 10
+MINIMUM_OF_METRIC = {"auprc": 20, "calibration_slope": 20}  # with 10 their intervals are too wide: fairness.md
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -42,10 +43,15 @@ def count_lesions(sample: Sample) -> tuple[int, int]:
     return len(np.unique(sample.lesions[sample.labels])), len(np.unique(sample.lesions[~sample.labels]))
 
 
+def minimum_lesions(metric: str) -> int:
+    """The number of lesions of a class below which a metric is not estimable."""
+    return MINIMUM_OF_METRIC.get(metric, MINIMUM_LESIONS)
+
+
 def is_estimable(metric: str, melanoma_lesions: int, benign_lesions: int) -> bool:
-    """Whether 10 lesions carry each class that the metric needs: one for sensitivity and specificity, else both."""
+    """Whether enough lesions carry each class that the metric needs: one for sensitivity or specificity, else both."""
     needed = {"sensitivity": melanoma_lesions, "specificity": benign_lesions}
-    return needed.get(metric, min(melanoma_lesions, benign_lesions)) >= MINIMUM_LESIONS
+    return needed.get(metric, min(melanoma_lesions, benign_lesions)) >= minimum_lesions(metric)
 
 
 def estimate_parts(
@@ -74,6 +80,8 @@ def estimate_parts(
             values = weighted[key].bootstrapped(np.ones((len(weighted[key].lesions), 1)))
             replicates = {name: np.concatenate([block[name] for block in blocks[key]]) for name in values}
             for name, value in values.items():
+                if not is_estimable(name, *counts[key]):
+                    continue
                 estimate = bootstrapped(part, name, float(value[0]), replicates[name], min(counts[key]) - 1)
                 if estimate is not None:
                     estimates[key][name] = estimate

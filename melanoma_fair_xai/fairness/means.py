@@ -8,11 +8,10 @@ import pandas as pd
 
 from dataset_scripts.common import UserError
 
+from .estimation import MINIMUM_LESIONS
 from .groups import group_columns
 from .report import OVERALL
 from .resampling import bootstrap_weights
-
-MINIMUM_LESIONS = 10
 
 
 def mean_by_group(

@@ -9,7 +9,7 @@ import pandas as pd
 
 from melanoma_fair_xai.engine.files import atomic_path
 
-from .estimation import TITLES
+from .estimation import MINIMUM_LESIONS, MINIMUM_OF_METRIC, TITLES
 from .figures import draw_figures
 from .sample import Sample
 
@@ -132,7 +132,8 @@ class FairnessReport:
             f"({self.n_resamples:,} replicates, seed {self.seed}) for the rest; ECE is a point estimate. Intervals "
             "are marginal, not widened for the number of groups. Groups whose intervals overlap may still differ; the "
             "contrasts say whether they do. PPV and AUPRC depend on the prevalence beside them.",
-            f'"{NOT_ESTIMABLE}" stands where fewer than 10 lesions carry a class that the metric needs.',
+            f'"{NOT_ESTIMABLE}" stands where under {MINIMUM_LESIONS} lesions carry a class that the metric needs, '
+            f"for {' and '.join(f'{TITLES[name]} {count}' for name, count in MINIMUM_OF_METRIC.items())}.",
         ]
         if tested:
             lines.append(
@@ -148,6 +149,11 @@ class FairnessReport:
 def number(value: float, digits: int = 3) -> str:
     """`value`, or a dash for NaN."""
     return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+
+
+def p_text(p: float) -> str:
+    """A p-value, or a dash for NaN."""
+    return "< 0.001" if p < 0.001 else number(p)
 
 
 def with_interval(row: GroupMetric | Contrast) -> str:
@@ -216,20 +222,21 @@ def _contrast_table(contrasts: list[Contrast]) -> str:
         for metric in metrics:
             header += [TITLES[metric], "p", "p (Holm)"] if metric in tested else [TITLES[metric]]
         body = []
-        for group in dict.fromkeys(row.group for row in contrasts):
+        for group in dict.fromkeys(row.group for row in contrasts if row.estimable and row.metric in metrics):
             line = [group]
             for metric in metrics:
                 row = found[group, metric]
-                line += [with_interval(row)] + ([number(row.p), number(row.p_holm)] if metric in tested else [])
+                line += [with_interval(row)] + ([p_text(row.p), p_text(row.p_holm)] if metric in tested else [])
             body.append(line)
-        tables.append(markdown_table(header, body))
-    return f"Differences from {contrasts[0].reference}:\n\n" + "\n\n".join(tables)
+        if body:
+            tables.append(markdown_table(header, body))
+    return f"Differences from {contrasts[0].reference}:\n\n" + ("\n\n".join(tables) or NOT_ESTIMABLE)
 
 
 def _worst_table(worst: list[WorstGroup]) -> str:
     header = ["metric", "worst group", "its value", "best group", "gap", "p (permuted lesions)"]
     body = [
-        [TITLES[row.metric], row.group, number(row.value), row.best_group, number(row.gap), number(row.p)]
+        [TITLES[row.metric], row.group, number(row.value), row.best_group, number(row.gap), p_text(row.p)]
         for row in worst
     ]
     return "The gap between the best and the worst estimable group, a description:\n\n" + markdown_table(header, body)
