@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # One test process per core, one thread each: results do not depend on how many cores there are.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical
 
-.PHONY: quickstart test test-slow quality style bench clean
+.PHONY: quickstart quickstart-diffusion test test-slow quality style bench clean
 
 quickstart: $(INSTALLED)  ## draw phantom lesions, train a small classifier on them, evaluate it
 	$(BIN)/python -m dataset_scripts.phantom --num_images 3000 --image_size 64 \
@@ -14,6 +14,13 @@ quickstart: $(INSTALLED)  ## draw phantom lesions, train a small classifier on t
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml train_classifier.py --dataset_name data/quickstart \
 		--model_name_or_path resnet18 --no_pretrained --image_size 64 --num_train_epochs 8 \
 		--output_dir runs/quickstart --overwrite_output_dir
+
+quickstart-diffusion: $(INSTALLED)  ## draw phantom lesions, train a small generator on them, leave a sheet of its samples
+	$(BIN)/python -m dataset_scripts.phantom --num_images 8000 --images_per_lesion 1 --image_size 32 \
+		--output_dir data/quickstart-diffusion --overwrite_output_dir
+	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml train_diffusion.py \
+		--dataset_name data/quickstart-diffusion --preset 32-tiny \
+		--output_dir runs/quickstart-diffusion --overwrite_output_dir
 
 test: $(INSTALLED)
 	$(PYTEST) -m "not slow"
@@ -33,6 +40,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --editable ".[bench]"
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.fairness_speed
+	$(BIN)/python -m benchmarks.diffusion_throughput
 
 clean:
 	rm -rf $(VENV)

@@ -93,7 +93,7 @@ def compare(records: Records, arguments: argparse.Namespace) -> dict:
     }
 
 
-def rate(steps: Iterator[None], count: int, warm_up: int = 2) -> float:
+def rate(steps: Iterator[None], count: int, batch_size: int = BATCH, warm_up: int = 2) -> float:
     """Images per second over `count` steps after the warm-up."""
     for _ in range(warm_up):
         next(steps)
@@ -102,7 +102,7 @@ def rate(steps: Iterator[None], count: int, warm_up: int = 2) -> float:
         next(steps)
     seconds = time.perf_counter() - start
     steps.close()
-    return count * BATCH / seconds
+    return count * batch_size / seconds
 
 
 def make_task(records: Records, count: int, model: str, image_size: int) -> Task:

@@ -1,6 +1,8 @@
 """What tests share: where the real data are, which are not in the repository, and a small data set of phantoms."""
 
+import contextlib
 import os
+import resource
 from pathlib import Path
 
 import pytest
@@ -45,3 +47,19 @@ def phantoms(tmp_path_factory) -> Path:
     builder = Phantom(num_images=150, image_size=32, cache_dir=str(folder / "cache"))
     prepare_parquet(builder, str(folder / "prepared"), "# Phantoms for tests")
     return folder / "prepared"
+
+
+@pytest.fixture
+def file_size_limit():
+    """A context in which no file can grow beyond so many bytes, as on a disk that fills."""
+
+    @contextlib.contextmanager
+    def limited(size: int):
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+    return limited

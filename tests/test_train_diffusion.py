@@ -68,7 +68,7 @@ def test_a_run_leaves_what_it_should(trained):
     errors = [metrics["history"][0][f"error_t{start}-{start + 199}"] for start in range(0, 1000, 200)]
     assert all(0 < error < 3 for error in errors)
     arguments = json.loads((trained / "training_args.json").read_text())
-    assert (arguments["preset"], arguments["learning_rate"]) == ("32-tiny", 1e-3)
+    assert (arguments["preset"], arguments["learning_rate"]) == ("32-tiny", 8e-4)
 
 
 def test_checkpoints_are_as_diffusers_loads_them(trained):
@@ -207,6 +207,40 @@ def test_a_loss_that_explodes_stops_with_the_last_checkpoint_intact(phantoms, tm
     last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
     assert all(tensor.isfinite().all() for tensor in load_file(last / "unet" / WEIGHTS).values())
     assert not list(folder.glob(".partial*"))
+
+
+def test_a_full_disk_while_saving_leaves_the_earlier_checkpoints(
+    phantoms, tmp_path, monkeypatch, capsys, file_size_limit
+):
+    run = ["--dataset_name", phantoms, "--output_dir", tmp_path / "run", *TINY, "--report_to", "none"]
+    launch(monkeypatch, *run, "--max_train_steps", 4, "--checkpointing_steps", 2, "--checkpoints_total_limit", 9)
+    shutil.rmtree(tmp_path / "run" / "checkpoint-4")
+    with file_size_limit(200_000):  # settings fit, weights do not
+        error = refusal(monkeypatch, capsys, "--resume_from_checkpoint", tmp_path / "run" / "checkpoint-2")
+    assert "checkpoint-4: could not be written (" in error and "earlier checkpoints are intact" in error
+    assert [path.name for path in (tmp_path / "run").glob("*checkpoint*")] == ["checkpoint-2"]
+    launch(monkeypatch, "--resume_from_checkpoint", "latest", "--output_dir", tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint-4").is_dir()
+
+
+def test_the_literal_command_resumes(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    launch(monkeypatch, "--resume_from_checkpoint", "latest", "--dataset_name", phantoms, *SHORT, "--seed", 3)
+    assert "nothing to resume in runs/diffusion: starting" in capsys.readouterr().out
+    launch(monkeypatch, "--resume_from_checkpoint", "latest")
+    assert "resuming from checkpoint-4 of 4 steps" in capsys.readouterr().out
+    error = refusal(monkeypatch, capsys, "--resume_from_checkpoint", "latest", "--seed", 4)
+    assert "--seed 4: the run in runs/diffusion has 3" in error
+
+
+def test_another_seed_gives_another_run(trained, phantoms, tmp_path, monkeypatch):
+    arguments = json.loads((trained / "training_args.json").read_text())
+    for seed in (arguments["seed"], 1):
+        steps = ["--max_train_steps", 15, "--ema_max_decay", 0.9, "--seed", seed, "--report_to", "none"]
+        launch(monkeypatch, "--dataset_name", phantoms, "--output_dir", tmp_path / str(seed), *TINY, *steps)
+    first, same, other = (load_file(folder / "unet" / WEIGHTS) for folder in (trained, tmp_path / "0", tmp_path / "1"))
+    assert all(torch.equal(first[name], same[name]) for name in first)
+    assert not any(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_resuming_with_another_architecture_is_refused(trained, phantoms, tmp_path, monkeypatch, capsys):

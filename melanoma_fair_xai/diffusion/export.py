@@ -1,10 +1,14 @@
 """The one way a trained generator is written: a folder that `DiffusionPipeline.from_pretrained` loads anywhere."""
 
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import diffusers
+from safetensors import SafetensorError
 
+from dataset_scripts.common import UserError
 from melanoma_fair_xai.engine.files import PARTIAL_PREFIX
 from melanoma_fair_xai.engine.run_folder import remove
 
@@ -24,15 +28,19 @@ def make_pipeline(
 def export_pipeline(pipeline: LesionPipeline, folder: Path) -> None:
     """Write model_index.json, unet/, conditioner/ and scheduler/ with the code that loading needs into `folder`.
 
-    Weights are safetensors. Everything is written beside first; what a killed export leaves behind is a
-    `.partial-export` folder, which opening the run folder removes.
+    Weights are safetensors. Each part is written beside and renamed, model_index.json last: a folder that has it is
+    whole. UserError if it cannot be written.
     """
-    partial = folder / f"{PARTIAL_PREFIX}export"
-    pipeline.save_pretrained(partial)
-    # model_index.json last: without it nobody takes the folder for a pipeline.
-    for path in sorted(partial.iterdir(), key=lambda path: path.is_file()):
-        target = folder / path.name
-        if target.is_dir():
-            remove(target)
-        os.replace(path, target)
-    partial.rmdir()
+    with tempfile.TemporaryDirectory(dir=folder, prefix=PARTIAL_PREFIX) as partial:
+        try:
+            pipeline.save_pretrained(partial)
+        except SafetensorError as error:  # a full disk, most often
+            reason = str(error).splitlines()[0]
+            raise UserError(f"{folder}: the model could not be written ({reason}); free some space there") from None
+        for weights in Path(partial).rglob("*.safetensors"):
+            shutil.copymode(weights.with_name("config.json"), weights)  # safetensors lets only the owner read them
+        for path in sorted(Path(partial).iterdir(), key=lambda path: path.name == pipeline.config_name):
+            target = folder / path.name
+            if target.is_dir():
+                remove(target)
+            os.replace(path, target)

@@ -18,8 +18,8 @@ PRESETS = {
         "layers_per_block": 1,
         "attention_resolutions": [8],
         "beta_schedule": "squaredcos_cap_v2",
-        "train_batch_size": 32,
-        "learning_rate": 1e-3,
+        "train_batch_size": 16,
+        "learning_rate": 8e-4,
         "max_train_steps": 3000,
     },
     "64-small": {
@@ -29,7 +29,7 @@ PRESETS = {
         "attention_resolutions": [8],
         "beta_schedule": "squaredcos_cap_v2",
         "train_batch_size": 16,
-        "learning_rate": 1e-3,
+        "learning_rate": 8e-4,
         "max_train_steps": 5000,
     },
     "128-base": {

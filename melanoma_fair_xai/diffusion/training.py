@@ -186,7 +186,7 @@ class DiffusionTraining:
                 for step in self.epoch_steps():
                     bar.update()
                     if step % LOGGING_STEPS == 0:
-                        bar.set_postfix(loss=f"{self._log():.4f}")
+                        bar.set_postfix(loss=f"{self.log():.4f}")
                     if step % options.validation_steps == 0 or step == self.total_steps:
                         self.accelerator.print(f"\n{self._validate()}", flush=True)
                     if step % options.checkpointing_steps == 0 or step == self.total_steps:
@@ -319,7 +319,8 @@ class DiffusionTraining:
             self.progress.loss_count += 1
         return float(means.mean())
 
-    def _log(self) -> float:
+    def log(self) -> float:
+        """Check and report the losses since the last call; their mean."""
         loss = self._check_losses()
         rate = self.scheduler.get_last_lr()[0]
         self.accelerator.log({"train/loss": loss, "train/learning_rate": rate}, step=self.progress.global_step)

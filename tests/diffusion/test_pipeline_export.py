@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from dataset_scripts.common import UserError
 from melanoma_fair_xai.diffusion.export import export_pipeline
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
 
@@ -77,6 +78,8 @@ def test_the_folder_is_as_diffusers_wants_it(exported):
     ).is_file()
     assert not [path for path in exported.rglob("*") if path.suffix in (".bin", ".pt", ".pkl")]
     assert not list(exported.glob(".partial*"))
+    modes = {path.stat().st_mode for path in (exported / "unet").iterdir()}
+    assert len(modes) == 1, "whoever can read the config can read the weights"
 
 
 def test_unet_and_conditioner_load_one_by_one(pipeline, exported):
@@ -100,3 +103,11 @@ def test_exporting_again_replaces_what_was_there(pipeline, exported):
     export_pipeline(pipeline, exported)
     unet = diffusers.UNet2DModel.from_pretrained(exported, subfolder="unet")
     assert torch.equal(unet.conv_out.bias, pipeline.unet.conv_out.bias)
+
+
+def test_a_full_disk_is_said_and_leaves_the_earlier_export_whole(pipeline, exported, file_size_limit):
+    before = (exported / "unet" / "diffusion_pytorch_model.safetensors").read_bytes()
+    with file_size_limit(50_000), pytest.raises(UserError, match="the model could not be written"):
+        export_pipeline(pipeline, exported)
+    assert (exported / "unet" / "diffusion_pytorch_model.safetensors").read_bytes() == before
+    assert not list(exported.glob(".partial*"))
