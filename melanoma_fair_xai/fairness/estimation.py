@@ -106,5 +106,5 @@ def bootstrapped(part: Sample, name: str, value: float, replicates: np.ndarray, 
     else:  # replicates of exactly 0 or 1 have no logit
         error = logit(np.clip(replicates, value / 1000, 1 - (1 - value) / 1000)).std()
     influence = (replicates - replicates.mean()) / np.sqrt(len(replicates))
-    draws = np.arange(len(replicates))
+    draws = np.arange(-len(replicates), 0)  # no lesion has a negative code
     return Bootstrapped(value, draws, influence, float(error), degrees, name not in UNBOUNDED)
