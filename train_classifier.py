@@ -6,39 +6,37 @@
 Everything that the run leaves in --output_dir is described in the README.
 """
 
-from dataclasses import dataclass, field
+import os
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
-import numpy as np
+import pandas as pd
 import timm.data
-import torch
 from accelerate import Accelerator
 from accelerate.utils import TorchDynamoPlugin, set_seed
 
 from dataset_scripts.builder import SKIPPED_NAME
 from dataset_scripts.common import UserError, run_command
-from dataset_scripts.splits import MANIFEST_NAME, write_manifest
-from melanoma_fair_xai.classifier.calibration import (
-    calibrate,
-    choose_threshold,
-    fit_platt,
-    fit_temperature,
-    parse_threshold_rule,
-)
-from melanoma_fair_xai.classifier.export import ClassifierInfo, export_classifier, load_classifier
+from dataset_scripts.splits import MANIFEST_NAME, N_FOLDS, write_manifest
+from melanoma_fair_xai.classifier.calibration import parse_threshold_rule
+from melanoma_fair_xai.classifier.evaluation import operating_point, predict, results_table, score, write_predictions
+from melanoma_fair_xai.classifier.export import export_classifier, load_classifier
+from melanoma_fair_xai.classifier.mitigation import MitigationName
 from melanoma_fair_xai.classifier.models import create_classifier
-from melanoma_fair_xai.classifier.predict import melanoma_scores, predict_logits, prediction_table
-from melanoma_fair_xai.classifier.report import operating_metrics, plot_roc, plot_training
-from melanoma_fair_xai.classifier.training import ClassifierTraining, Task
-from melanoma_fair_xai.data.cache import decode_once, on_device
-from melanoma_fair_xai.data.loading import UNUSABLE, ColumnNames, Records, load_records
-from melanoma_fair_xai.data.targets import TARGETS, Target, apply_target
-from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
-from melanoma_fair_xai.engine.files import atomic_path, write_json
-from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, resolve_precision
-from melanoma_fair_xai.engine.run_folder import open_run_folder
+from melanoma_fair_xai.classifier.report import plot_roc, plot_training
+from melanoma_fair_xai.classifier.task import check_classes, load_target, make_task
+from melanoma_fair_xai.classifier.training import ClassifierTraining
+from melanoma_fair_xai.data.loading import UNUSABLE, Records
+from melanoma_fair_xai.data.targets import TARGETS
+from melanoma_fair_xai.engine.arguments import command_line, parse_arguments, save_arguments
+from melanoma_fair_xai.engine.checkpoints import forget_training
+from melanoma_fair_xai.engine.files import atomic_path
+from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process, resolve_precision
+from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME, LATEST, open_run_folder
 from melanoma_fair_xai.engine.trackers import start_trackers
+from melanoma_fair_xai.fairness import FairnessReport, evaluate_predictions, read_predictions
+from melanoma_fair_xai.hub.card import write_classifier_card
 
 
 @dataclass
@@ -58,6 +56,17 @@ class DataArguments:
     split_manifest: str | None = field(
         default=None,
         metadata={"help": "A split_manifest.csv that fixes the splits; refused if a lesion crosses them."},
+    )
+    fold: str = field(
+        default="0/5",
+        metadata={"help": "The fold to test on, k/5; the next one validates. 0/5 is the data set's own test split."},
+    )
+    cross_validation: int | None = field(
+        default=None, metadata={"help": "5: train and test on every fold, and report on all images together."}
+    )
+    group_by: list[str] = field(
+        default_factory=list,
+        metadata={"help": 'Columns to report by, such as sex or "fitzpatrick*sex"; default: all common ones.'},
     )
     max_skipped_share: float = field(
         default=0.05, metadata={"help": "The share of unusable images above which the run stops."}
@@ -115,6 +124,13 @@ class TrainingArguments:
     class_balanced_sampling: bool = field(
         default=True, metadata={"help": "Draw every class equally often in training; calibration undoes the prior."}
     )
+    mitigation: MitigationName = field(
+        default="none",
+        metadata={"help": "What training does for groups; measure it with the fairness compare command."},
+    )
+    mitigation_group: str = field(
+        default="fitzpatrick_group", metadata={"help": "The column whose groups the first three of them look after."}
+    )
     min_crop_area: float = field(default=0.5, metadata={"help": "Least share of the image in a random crop."})
     color_jitter: float = field(default=0.2, metadata={"help": "Brightness, contrast and saturation change by this."})
     use_ema: bool = field(default=True, metadata={"help": "Average weights and batch-norm statistics (EMA)."})
@@ -136,9 +152,16 @@ class TrainingArguments:
     logging_dir: str = field(default="logs", metadata={"help": "Folder of the tracker, in --output_dir."})
 
 
+class Arguments(NamedTuple):
+    data: DataArguments
+    model: ModelArguments
+    training: TrainingArguments
+
+
 def main() -> None:
-    data, model_args, training = parse_arguments(DataArguments, ModelArguments, TrainingArguments)
-    parse_threshold_rule(training.threshold_rule)
+    args = Arguments(*parse_arguments(DataArguments, ModelArguments, TrainingArguments))
+    check_arguments(args)
+    training = args.training
     set_seed(training.seed)
     with explained_errors("--train_batch_size, --eval_batch_size or --image_size"):
         accelerator = create_accelerator(
@@ -152,17 +175,28 @@ def main() -> None:
         with open_run_folder(
             accelerator, training.output_dir, resume=resume, overwrite=training.overwrite_output_dir
         ) as folder:
-            run = evaluate_only if training.eval_only else train_and_evaluate
-            run(accelerator, folder, data, model_args, training)
+            if training.eval_only:
+                evaluate_only(accelerator, folder, args)
+            elif args.data.cross_validation:
+                cross_validate(accelerator, folder, args)
+            else:
+                train_and_evaluate(accelerator, folder, args)
+        accelerator.end_training()
 
 
-def train_and_evaluate(
-    accelerator: Accelerator,
-    folder: Path,
-    data: DataArguments,
-    model_args: ModelArguments,
-    training: TrainingArguments,
-) -> None:
+def check_arguments(args: Arguments) -> None:
+    """UserError for what can be seen to be wrong before anything is loaded."""
+    parse_threshold_rule(args.training.threshold_rule)
+    if args.data.cross_validation not in (None, N_FOLDS):
+        raise UserError(f"--cross_validation {args.data.cross_validation}: there are {N_FOLDS} folds; give {N_FOLDS}")
+    if args.data.cross_validation and args.training.eval_only:
+        raise UserError("--cross_validation trains; give --eval_only without it")
+    if args.data.cross_validation and args.training.resume_from_checkpoint not in (None, LATEST):
+        raise UserError("--cross_validation goes on with --resume_from_checkpoint latest alone")
+
+
+def train_and_evaluate(accelerator: Accelerator, folder: Path, args: Arguments) -> None:
+    data, model_args, training = args
     records, target, labels = load_target(accelerator, data)
     network = create_classifier(
         model_args.model_name_or_path,
@@ -176,204 +210,119 @@ def train_and_evaluate(
         ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
         revision=model_args.revision,
     )
-    data_config = timm.data.resolve_model_data_config(network)
-    task = make_task(accelerator, data, records, target, labels, data_config)
+    task = make_task(accelerator, data, records, target, labels, timm.data.resolve_model_data_config(network))
     train_rows = task.rows("train")[: data.max_train_samples]
     check_classes(task, train_rows)
     if accelerator.is_main_process:
-        record_inputs(folder, task.records, data, model_args, training)
-    start_trackers(accelerator, training.logging_dir, data, model_args, training)
+        record_inputs(folder, task.records, args)
+    logs = os.path.relpath(folder / training.logging_dir, training.output_dir)
+    start_trackers(accelerator, logs, data, model_args, training)
 
     run = ClassifierTraining(accelerator, folder, network, task, train_rows, training)
     run.run()
-    logits = predict(accelerator, network, task, "validation", training)
+    logits = predict(accelerator, network, task, "validation", training.eval_batch_size)
     if accelerator.is_main_process:
-        info = operating_point(task, logits, training.threshold_rule, describe(data, model_args))
+        info = operating_point(task, logits, training.threshold_rule, describe(args))
         export_classifier(network, folder, info)
-        plot_training(run.progress.history, folder / "figures" / "training.png", title(task.records, data, model_args))
+        plot_training(run.progress.history, folder / "figures" / "training.png", title(task.records, args))
     accelerator.wait_for_everyone()
     # What is scored is what was exported, so that scores and threshold hold for whoever loads it.
     exported, info = load_classifier(folder)
-    report(accelerator, folder, exported, info, task, ["validation", "test"], data, model_args, training)
-    accelerator.end_training()
-
-
-def evaluate_only(
-    accelerator: Accelerator,
-    folder: Path,
-    data: DataArguments,
-    model_args: ModelArguments,
-    training: TrainingArguments,
-) -> None:
-    network, info = load_classifier(model_args.model_name_or_path, model_args.revision)
-    records, target, labels = load_target(accelerator, data, info)
-    task = make_task(accelerator, data, records, target, labels, info.data_config)
+    predictions = {
+        split: score(accelerator, exported, info, task, split, training.eval_batch_size)
+        for split in ("validation", "test")
+    }
     if accelerator.is_main_process:
-        record_inputs(folder, task.records, data, model_args, training)
-    report(accelerator, folder, network, info, task, [training.eval_split], data, model_args, training)
+        report(folder, predictions, task.records, args)
 
 
-def load_target(
-    accelerator: Accelerator, data: DataArguments, info: ClassifierInfo | None = None
-) -> tuple[Records, Target, np.ndarray]:
-    """The records that take part, what is asked of them, and their labels; `info` is of a model that must fit them."""
-    columns = ColumnNames(
-        data.image_column_name, data.label_column_name, tuple(data.positive_labels), data.lesion_column_name
-    )
-    with accelerator.local_main_process_first():
-        records = load_records(
-            data.dataset_name,
-            data.dataset_config_name,
-            data.data_dir,
-            columns,
-            data.split_manifest,
-            data.max_skipped_share,
-        )
-    selected = apply_target(records, data.target, data.confirmed_by_histology, info and info.label_names)
-    if info and info.label_names != selected[1].label_names:
-        raise UserError(
-            f"--target {data.target}: the model tells {', '.join(info.label_names)} apart; "
-            "give the --target that it was trained for"
-        )
-    return selected
+def evaluate_only(accelerator: Accelerator, folder: Path, args: Arguments) -> None:
+    network, info = load_classifier(args.model.model_name_or_path, args.model.revision)
+    records, target, labels = load_target(accelerator, args.data, info)
+    task = make_task(accelerator, args.data, records, target, labels, info.data_config)
+    if accelerator.is_main_process:
+        record_inputs(folder, task.records, args)
+    split = args.training.eval_split
+    predictions = {split: score(accelerator, network, info, task, split, args.training.eval_batch_size)}
+    if accelerator.is_main_process:
+        report(folder, predictions, task.records, args)
 
 
-def make_task(
-    accelerator: Accelerator,
-    data: DataArguments,
-    records: Records,
-    target: Target,
-    labels: np.ndarray,
-    data_config: dict,
-) -> Task:
-    """Decode the images, and set aside what cannot be."""
-    with accelerator.local_main_process_first():
-        cache = decode_once(records.images, data_config, show_progress=accelerator.is_local_main_process)
-    records = records.without(cache.problems, data.max_skipped_share)
-    task = Task(records, target, labels, on_device(cache.pixels, accelerator.device), data_config)
-    counts = ", ".join(f"{name} {len(task.rows(name)):,}" for name in ("train", "validation", "test"))
-    accelerator.print(f"{data.dataset_name}: {counts} images, {len(records.skipped)} skipped ({SKIPPED_NAME})")
-    precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
-    accelerator.print(f"{accelerator.num_processes} process(es) on {accelerator.device.type} in {precision}")
-    return task
+def cross_validate(accelerator: Accelerator, folder: Path, args: Arguments) -> None:
+    """Train in `fold-k/` on every fold, then report on all images, each scored by the model that had not seen it."""
+    records, _, _ = load_target(accelerator, args.data)
+    if accelerator.is_main_process:
+        save_arguments(folder / ARGUMENTS_NAME, *args)
+    for fold in range(N_FOLDS):
+        part = folder / f"fold-{fold}"
+        if on_main_process(accelerator, (part / "README.md").is_file):
+            continue
+        accelerator.print(f"fold {fold} of {N_FOLDS}")
+        on_main_process(accelerator, lambda part=part: part.mkdir(exist_ok=True))
+        # Whether the earlier folds were trained just now or before an interruption must not matter.
+        set_seed(args.training.seed)
+        data = replace(args.data, fold=f"{fold}/{N_FOLDS}", cross_validation=None)
+        train_and_evaluate(accelerator, part, args._replace(data=data))
+        forget_training(accelerator)
+    if accelerator.is_main_process:
+        predictions = read_predictions(*(folder / f"fold-{fold}" for fold in range(N_FOLDS)))
+        report(folder, {"test": predictions}, records, args)
 
 
-def record_inputs(
-    folder: Path, records: Records, data: DataArguments, model_args: ModelArguments, training: TrainingArguments
-) -> None:
+def record_inputs(folder: Path, records: Records, args: Arguments) -> None:
     """Write every setting, which image is in which split, and what could not be used."""
     # The settings first: they mark the folder as a run's, so that one killed here can be resumed or overwritten.
-    save_arguments(folder / "training_args.json", data, model_args, training)
+    save_arguments(folder / ARGUMENTS_NAME, *args)
     write_manifest(records.table[records.table["split"] != UNUSABLE], str(folder / MANIFEST_NAME))
     with atomic_path(folder / SKIPPED_NAME) as path:
         records.skipped.to_csv(path, index=False)
 
 
-def check_classes(task: Task, train_rows: np.ndarray) -> None:
-    """UserError unless every class can be learned, and melanoma and its absence can be told apart on validation."""
-    missing = set(range(len(task.target.label_names))) - set(task.labels[train_rows].tolist())
-    if missing:
-        raise UserError(f"the training split has no {task.target.label_names[min(missing)]}; give more data")
-    positive = np.isin(task.labels[task.rows("validation")], task.target.positive)
-    if len(set(positive.tolist())) < 2:
-        raise UserError("the validation split has one class only, so no threshold can be chosen; give more data")
+def report(folder: Path, predictions: dict[str, pd.DataFrame], records: Records, args: Arguments) -> None:
+    """Write predictions, metrics, figures and the report by group of the last split, and say where they are."""
+    write_predictions(folder, predictions)
+    split, table = list(predictions.items())[-1]
+    if not args.data.cross_validation:
+        plot_roc(predictions, folder / "figures" / "roc.png", title(records, args))
+    fairness = evaluate_predictions(table, args.data.group_by or None, show_progress=True)
+    name = title(records, args).replace("\n", " ")
+    fairness.write(folder, name, show_progress=True)
+    if not args.training.eval_only:  # last: a folder with a card is whole
+        write_classifier_card(folder, name, split, fairness, records, command_line("train_classifier.py", *args))
+    print(summary(folder, split, table, fairness, records, args))
 
 
-def predict(
-    accelerator: Accelerator, network: torch.nn.Module, task: Task, split: str, training: TrainingArguments
-) -> np.ndarray:
-    """Logits of a split in full precision, as who loads the model will see them."""
-    network = network.to(accelerator.device, memory_format=torch.channels_last)
-    return predict_logits(
-        accelerator, network, task.pixels, task.rows(split), task.data_config, training.eval_batch_size, split
-    )
-
-
-def operating_point(task: Task, logits: np.ndarray, rule: str, training: dict) -> ClassifierInfo:
-    """Calibration and threshold from the validation logits, and all else that config.json carries."""
-    labels = task.labels[task.rows("validation")]
-    if len(task.target.label_names) == 2:
-        calibration = fit_platt(logits[:, 1] - logits[:, 0], labels)
-    else:
-        calibration = fit_temperature(logits, labels)
-    scores = melanoma_scores(calibrate(logits, calibration), task.target.positive)
-    return ClassifierInfo(
-        label_names=task.target.label_names,
-        positive_labels=[task.target.label_names[index] for index in task.target.positive],
-        threshold=choose_threshold(scores, np.isin(labels, task.target.positive), rule),
-        threshold_rule=rule,
-        data_config=task.data_config,
-        calibration=calibration,
-        training=training,
-    )
-
-
-def report(
-    accelerator: Accelerator,
-    folder: Path,
-    network: torch.nn.Module,
-    info: ClassifierInfo,
-    task: Task,
-    splits: list[str],
-    data: DataArguments,
-    model_args: ModelArguments,
-    training: TrainingArguments,
-) -> None:
-    """Score the splits with the published model, write predictions, metrics and figures, and say where they are."""
-    predictions = {}
-    for split in splits:
-        rows = task.rows(split)
-        if not len(rows):
-            raise UserError(f"{data.dataset_name}: no images in split {split}; choose another with --eval_split")
-        logits = predict(accelerator, network, task, split, training)
-        table = task.records.table.iloc[rows].reset_index(drop=True)
-        predictions[split] = prediction_table(table, logits, task.labels[rows], info)
-    if not accelerator.is_main_process:
-        return
-    (folder / "predictions").mkdir(exist_ok=True)
-    for split, table in predictions.items():
-        with atomic_path(folder / "predictions" / f"{split}.parquet") as path:
-            table.to_parquet(path, index=False)
-    values = {split: operating_metrics(table) for split, table in predictions.items()}
-    write_json(
-        folder / "metrics.json", {"threshold": info.threshold, "threshold_rule": info.threshold_rule, "splits": values}
-    )
-    plot_roc(predictions, folder / "figures" / "roc.png", title(task.records, data, model_args))
-    print(summary(folder, values, info, task.records))
-
-
-def describe(data: DataArguments, model_args: ModelArguments) -> dict[str, Any]:
+def describe(args: Arguments) -> dict[str, Any]:
     """What the published config says of the training."""
     return {
-        "dataset": data.dataset_name,
-        "target": data.target,
-        "confirmed_by_histology": data.confirmed_by_histology,
-        "started_from": model_args.model_name_or_path,
-        "pretrained": bool(model_args.pretrained or model_args.pretrained_weights),
+        "dataset": args.data.dataset_name,
+        "target": args.data.target,
+        "fold": args.data.fold,
+        "confirmed_by_histology": args.data.confirmed_by_histology,
+        "started_from": args.model.model_name_or_path,
+        "pretrained": bool(args.model.pretrained or args.model.pretrained_weights),
     }
 
 
-def title(records: Records, data: DataArguments, model_args: ModelArguments) -> str:
-    name = "phantom data, no patients" if records.are_phantoms else data.dataset_name
-    return f"{Path(model_args.model_name_or_path).name}, {data.target.replace('_', ' ')}\n({name})"
+def title(records: Records, args: Arguments) -> str:
+    name = "phantom data, no patients" if records.are_phantoms else args.data.dataset_name
+    return f"{Path(args.model.model_name_or_path).name}, {args.data.target.replace('_', ' ')}\n({name})"
 
 
-def summary(folder: Path, values: dict[str, dict], info: ClassifierInfo, records: Records) -> str:
+def summary(
+    folder: Path, split: str, table: pd.DataFrame, fairness: FairnessReport, records: Records, args: Arguments
+) -> str:
     """What the run prints last."""
+    thresholds = ", ".join(f"{threshold:.4f}" for threshold in table["threshold"].drop_duplicates())
     lines = [
-        f"{'split':<12}{'images':>8}{'lesions':>9}{'melanomas':>11}{'AUC':>8}{'sensitivity':>13}{'specificity':>13}"
-    ]
-    for split, row in values.items():
-        lines.append(
-            f"{split:<12}{row['n']:>8}{row['lesions']:>9}{row['melanomas']:>11}{row['roc_auc']:>8.3f}"
-            f"{row['sensitivity']:>13.3f}{row['specificity']:>13.3f}"
-        )
-    lines += [
-        f"at threshold {info.threshold:.4f} ({info.threshold_rule}, chosen on validation)",
-        f"report:  {folder / 'metrics.json'}, {folder / 'predictions'}",
+        f"{split}{' over all folds' if args.data.cross_validation else ''}, with 95 % intervals:",
+        results_table(fairness, fairness.primary),
+        f"at threshold {thresholds} (chosen on validation)",
+        f"report:  {folder / 'fairness.md'}, {folder / 'metrics.json'}",
         f"figures: {folder / 'figures'}",
     ]
     if (folder / "config.json").is_file():
+        lines.append(f"card:    {folder / 'README.md'}")
         lines.append(f'model:   {folder}  (timm.create_model("local-dir:{folder}", pretrained=True))')
     if records.are_phantoms:
         lines += [

@@ -29,7 +29,8 @@ from tqdm.auto import tqdm
 from dataset_scripts.common import run_command
 from melanoma_fair_xai.classifier.models import create_classifier, parameter_groups
 from melanoma_fair_xai.classifier.predict import predict_logits
-from melanoma_fair_xai.classifier.training import ClassifierTraining, Task
+from melanoma_fair_xai.classifier.task import Task
+from melanoma_fair_xai.classifier.training import ClassifierTraining
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.loading import Records, load_records
 from melanoma_fair_xai.data.targets import apply_target

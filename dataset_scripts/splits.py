@@ -63,6 +63,31 @@ def fold_split(folds: np.ndarray, test_fold: int = 0, n_folds: int = N_FOLDS) ->
     return np.where(folds == test_fold, "test", np.where(folds == (test_fold + 1) % n_folds, "validation", "train"))
 
 
+def parse_fold(text: str) -> int:
+    """The number k of a fold named as `k/5`; UserError for anything else."""
+    if text not in (f"{fold}/{N_FOLDS}" for fold in range(N_FOLDS)):
+        raise UserError(
+            f"--fold {text}: give 0/{N_FOLDS} to {N_FOLDS - 1}/{N_FOLDS}, where 0/{N_FOLDS} is the default"
+        )
+    return int(text.partition("/")[0])
+
+
+def splits_of_fold(
+    splits: Sequence[str], lesion_ids: Sequence[str], strata: Sequence[str], test_fold: int, seed: int = 0
+) -> np.ndarray:
+    """Splits in which another fold is the test split, of splits for fold 0, (n,) strings.
+
+    As they stand, test is fold 0 and validation fold 1; what is in train is dealt to the folds 2 to N_FOLDS - 1, whole
+    lesions together. Other splits stay what they are.
+    """
+    splits = np.asarray(splits, dtype=object)
+    folds = np.select([splits == "test", splits == "validation"], [0, 1], -1)
+    train = splits == "train"
+    if train.any():
+        folds[train] = 2 + assign_folds(np.asarray(lesion_ids)[train], np.asarray(strata)[train], N_FOLDS - 2, seed)
+    return np.where(folds >= 0, fold_split(folds, test_fold), splits)
+
+
 def check_disjoint(lesion_ids: Sequence[str], splits: Sequence[str], where: str) -> None:
     """Raise UserError if a lesion has images in more than one split: scores on such splits are not honest."""
     counts = pd.Series(np.asarray(splits)).groupby(np.asarray(lesion_ids)).nunique()

@@ -23,11 +23,12 @@ from tensorboard.backend.event_processing import event_accumulator
 import train_classifier
 from dataset_scripts.common import run_command
 from dataset_scripts.splits import read_manifest
+from melanoma_fair_xai.classifier import task
 
 REPOSITORY = Path(train_classifier.__file__).parent
 TINY = ["--model_name_or_path", "test_resnet", "--no_pretrained", "--image_size", "32", "--mixed_precision", "no"]
 TINY += ["--train_batch_size", "16", "--learning_rate", "0.003", "--report_to", "none"]
-SHORT = [*TINY, "--max_train_steps", "3"]
+SHORT = [*TINY, "--max_train_steps", "3", "--group_by", "sex"]
 
 
 def launch(monkeypatch, *arguments: object) -> None:
@@ -140,7 +141,7 @@ def test_the_same_command_gives_the_same_result_and_another_seed_another(trained
 
 def test_pixels_that_lie_on_the_device_give_the_same_run(trained, phantoms, tmp_path, monkeypatch):
     """As a GPU holds them; here the device is the CPU."""
-    monkeypatch.setattr(train_classifier, "on_device", lambda pixels, device: torch.from_numpy(pixels.copy()))
+    monkeypatch.setattr(task, "on_device", lambda pixels, device: torch.from_numpy(pixels.copy()))
     launch(monkeypatch, "--dataset_name", phantoms, "--output_dir", tmp_path / "run", *TINY, "--num_train_epochs", 2)
     assert_same_run(trained[0], tmp_path / "run")
 

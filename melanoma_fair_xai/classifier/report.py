@@ -35,7 +35,7 @@ def ranking_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
 
 
 def operating_metrics(predictions: pd.DataFrame) -> dict[str, float | int]:
-    """Counts, ROC AUC, Brier score, and at the threshold sensitivity, specificity and balanced accuracy.
+    """Counts, ROC AUC (`auc_within_folds`), Brier score; at the threshold sensitivity, specificity, balanced accuracy.
 
     `predictions` as `prediction_table` gives them. A figure that its classes do not allow is NaN.
     """
@@ -47,12 +47,26 @@ def operating_metrics(predictions: pd.DataFrame) -> dict[str, float | int]:
         "n": len(predictions),
         "lesions": int(predictions["lesion_id"].nunique()),
         "melanomas": int(label.sum()),
-        "roc_auc": float(metrics.roc_auc_score(label, score)) if 0 < label.sum() < len(label) else float("nan"),
+        "roc_auc": auc_within_folds(label, score, predictions["fold"].to_numpy()),
         "sensitivity": float(sensitivity),
         "specificity": float(specificity),
         "balanced_accuracy": float((sensitivity + specificity) / 2),
         "brier": float(np.mean((score - label) ** 2)),
     }
+
+
+def auc_within_folds(labels: np.ndarray, scores: np.ndarray, folds: np.ndarray) -> float:
+    """ROC AUC over the pairs of one melanoma and one other image that stand in the same fold; NaN without a pair.
+
+    Scores of different folds come from different models and are not on one scale.
+    """
+    concordant = pairs = 0.0
+    for fold in np.unique(folds):
+        label, score = labels[folds == fold], scores[folds == fold]
+        count = float(label.sum()) * float(len(label) - label.sum())
+        if count:
+            concordant, pairs = concordant + count * metrics.roc_auc_score(label, score), pairs + count
+    return float(concordant / pairs) if pairs else float("nan")
 
 
 def plot_training(history: list[dict], path: Path, title: str) -> None:

@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +12,13 @@ import transformers
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
+from melanoma_fair_xai.classifier.mitigation import (
+    WITH_GROUPS,
+    GroupLoss,
+    balanced_weights,
+    tone_augmentation,
+    training_cells,
+)
 from melanoma_fair_xai.classifier.models import (
     has_folded_batch_norms,
     parameter_groups,
@@ -20,11 +26,10 @@ from melanoma_fair_xai.classifier.models import (
 )
 from melanoma_fair_xai.classifier.predict import predict_logits
 from melanoma_fair_xai.classifier.report import ranking_metrics
+from melanoma_fair_xai.classifier.task import Task
 from melanoma_fair_xai.data.augmentation import Augmentation, augment
 from melanoma_fair_xai.data.cache import PixelDataset, take
 from melanoma_fair_xai.data.images import normalise
-from melanoma_fair_xai.data.loading import Records
-from melanoma_fair_xai.data.targets import Target
 from melanoma_fair_xai.engine.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from melanoma_fair_xai.engine.ema import EMA
 from melanoma_fair_xai.engine.launch import check_finite
@@ -33,25 +38,6 @@ from melanoma_fair_xai.engine.sampler import EpochSampler, training_loader
 from melanoma_fair_xai.engine.signals import StopSignal
 
 LOGGING_STEPS = 10
-
-
-@dataclass
-class Task:
-    """The data as a model sees them: row i of `records` has pixels[i] (uint8 H, W, 3), labels[i] and its split.
-
-    `pixels` are a memory map, or a tensor in the memory of a GPU (see `data.cache.on_device`).
-    """
-
-    records: Records
-    target: Target
-    labels: np.ndarray
-    pixels: np.ndarray | torch.Tensor
-    data_config: dict[str, Any]
-
-    def rows(self, split: str) -> np.ndarray:
-        """The rows of a split; of train, validation and test together for `all`."""
-        splits = ["train", "validation", "test"] if split == "all" else [split]
-        return np.flatnonzero(self.records.table["split"].isin(splits))
 
 
 class TrainingOptions(Protocol):
@@ -72,6 +58,8 @@ class TrainingOptions(Protocol):
     max_grad_norm: float
     label_smoothing: float
     class_balanced_sampling: bool
+    mitigation: str
+    mitigation_group: str
     min_crop_area: float
     color_jitter: float
     use_ema: bool
@@ -80,12 +68,6 @@ class TrainingOptions(Protocol):
     checkpointing_steps: int | None
     checkpoints_total_limit: int
     resume_from_checkpoint: str | None
-
-
-def balanced_weights(labels: np.ndarray) -> np.ndarray:
-    """Sampling weights (n,) with which every class is drawn equally often."""
-    counts = np.bincount(labels)
-    return 1 / counts[labels]
 
 
 class ClassifierTraining:
@@ -105,13 +87,15 @@ class ClassifierTraining:
         self.validation_rows = task.rows("validation")
         labels = task.labels[train_rows]
         self._restore_batch_norms(train_rows)
-        sampler = EpochSampler(
-            len(train_rows),
-            options.seed,
-            weights=balanced_weights(labels) if options.class_balanced_sampling else None,
-        )
+        by_group = options.mitigation in WITH_GROUPS
+        cells = training_cells(task, train_rows, options.mitigation_group) if by_group else labels
+        balanced = options.mitigation != "reweighting" and (by_group or options.class_balanced_sampling)
+        weights = balanced_weights(cells) if balanced else None
+        sampler = EpochSampler(len(train_rows), options.seed, weights=weights)
         jitter = options.color_jitter
         augmentation = Augmentation(options.min_crop_area, brightness=jitter, contrast=jitter, saturation=jitter)
+        if options.mitigation == "ita_augmentation":
+            augmentation = tone_augmentation(augmentation)
         dataset = PixelDataset(task.pixels, train_rows, labels, augmentation, options.seed)
         loader = training_loader(
             dataset,
@@ -135,7 +119,8 @@ class ClassifierTraining:
         )
         self.ema = EMA(self.network, options.ema_max_decay if options.use_ema else 0.0)  # 0: the weights themselves
         self.progress = TrainingProgress()
-        accelerator.register_for_checkpointing(self.scheduler, self.ema, self.progress)
+        self.group_loss = GroupLoss(options.mitigation, cells, accelerator)
+        accelerator.register_for_checkpointing(self.scheduler, self.ema, self.progress, self.group_loss)
         self.losses: list[torch.Tensor] = []  # since the last check
 
     def _restore_batch_norms(self, rows: np.ndarray, batches: int = 8) -> None:
@@ -230,7 +215,10 @@ class ClassifierTraining:
             inputs = normalise(images, self.task.data_config).contiguous(memory_format=torch.channels_last)
             with self.accelerator.autocast():
                 logits = self.model(inputs)
-            loss = F.cross_entropy(logits.float(), batch["labels"], label_smoothing=self.options.label_smoothing)
+            losses = F.cross_entropy(
+                logits.float(), batch["labels"], reduction="none", label_smoothing=self.options.label_smoothing
+            )
+            loss = self.group_loss(losses, batch["index"])
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients:
                 self.accelerator.clip_grad_norm_(self.model.parameters(), self.options.max_grad_norm)

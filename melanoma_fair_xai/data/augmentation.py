@@ -11,12 +11,15 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dataset_scripts.skin_colour import lab_to_rgb
 from melanoma_fair_xai.engine.seeding import sample_generator
 
 # Rec. 709 luma, the grey that saturation moves towards.
 LUMA = (0.2126, 0.7152, 0.0722)
 PARAMETERS = ("angle", "flip", "scale_x", "scale_y", "shift_x", "shift_y", "brightness", "contrast", "saturation")
 PARAMETERS += ("red", "green", "blue", "shade_x", "shade_y")
+TYPICAL_ITA = 20.0  # degrees, tan: in the middle of what skin can have
+TYPICAL_SKIN = (50 + 15 * math.tan(math.radians(TYPICAL_ITA)), 12.0, 15.0)  # (L*, a*, b*)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +28,8 @@ class Augmentation:
 
     `min_area` is the smallest share of the image that a random crop keeps; the rest are half-widths of relative
     changes (0.2: factors from 0.8 to 1.2) of brightness, contrast, saturation, of each colour channel (white balance),
-    and of a linear fall of illumination across the image.
+    and of a linear fall of illumination across the image. `ita_shift` is the half-width of a change of skin tone by
+    `tone_gain`, in degrees.
     """
 
     min_area: float = 0.5
@@ -35,6 +39,7 @@ class Augmentation:
     saturation: float = 0.2
     white_balance: float = 0.05
     illumination: float = 0.15
+    ita_shift: float = 0.0
 
     def draw(self, seed: int, epoch: int, index: int) -> np.ndarray:
         """The parameters of one image in one epoch: float32 (len(PARAMETERS),)."""
@@ -47,7 +52,19 @@ class Augmentation:
         balance = 1 + rng.uniform(-1, 1, 3) * self.white_balance
         shade = rng.uniform(-1, 1, 2) * self.illumination
         turn = [rng.integers(4) * math.pi / 2, 1 - 2 * rng.integers(2)]
+        if self.ita_shift:  # drawn last: the other parameters are the same without it
+            balance = balance * tone_gain(rng.uniform(-1, 1) * self.ita_shift)
         return np.array([*turn, scale_x, scale_y, *centre, *colour, *balance, *shade], dtype=np.float32)
+
+
+def tone_gain(shift: float) -> np.ndarray:
+    """The factors (3,) of red, green and blue that change the ITA of typical skin by `shift` degrees, from -60 to 60.
+
+    They lead from TYPICAL_SKIN to the skin of another lightness and the same a* and b*, the axis along which ITA
+    describes skin. A whole image is multiplied by them, as pigment in the skin above a lesion filters its light too.
+    """
+    lightness = 50 + TYPICAL_SKIN[2] * math.tan(math.radians(TYPICAL_ITA + shift))
+    return lab_to_rgb([lightness, *TYPICAL_SKIN[1:]]) / lab_to_rgb(TYPICAL_SKIN)
 
 
 def augment(pixels: torch.Tensor, parameters: torch.Tensor) -> torch.Tensor:

@@ -163,5 +163,6 @@ class PixelDataset(torch.utils.data.Dataset):
         return {
             **image,
             "labels": torch.tensor(self.labels[index]),
+            "index": torch.tensor(index),
             "parameters": torch.from_numpy(self.augmentation.draw(self.seed, epoch, index)),
         }

@@ -14,7 +14,14 @@ from dataset_scripts.common import UNKNOWN, UserError, check_unique
 from dataset_scripts.fitzpatrick17k import Fitzpatrick17k
 from dataset_scripts.ham10000 import HAM10000
 from dataset_scripts.phantom import Phantom
-from dataset_scripts.splits import assign_folds, check_disjoint, fold_split, lesion_strata, read_manifest
+from dataset_scripts.splits import (
+    assign_folds,
+    check_disjoint,
+    fold_split,
+    lesion_strata,
+    read_manifest,
+    splits_of_fold,
+)
 
 BUILDERS: dict[str, type[LesionBuilder]] = {
     "ham10000": HAM10000,
@@ -61,6 +68,13 @@ class Records:
         return dataclasses.replace(
             self, images=self.images.select(rows), table=self.table.iloc[rows].reset_index(drop=True)
         )
+
+    def for_fold(self, test_fold: int) -> "Records":
+        """The same rows with fold `test_fold` as the test split and the next one as validation; 0 changes nothing."""
+        lesions = self.table["lesion_id"]
+        strata = lesion_strata(lesions, self.table["melanoma"], self.table["fitzpatrick"])
+        split = splits_of_fold(self.table["split"], lesions, strata, test_fold)
+        return dataclasses.replace(self, table=self.table.assign(split=split))
 
     def without(self, problems: dict[int, str], max_share: float) -> "Records":
         """The same rows, with those that have a problem set aside in a split `UNUSABLE` and listed in `skipped`.

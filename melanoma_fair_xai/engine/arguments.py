@@ -1,11 +1,13 @@
 """Command lines of the trainings: parsed into dataclasses, kept beside the run, and taken up again on resuming."""
 
 import argparse
+import dataclasses
 import difflib
 import json
 import os
 import pathlib
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -101,6 +103,27 @@ def _saved_arguments(given: dict[str, Any], known: set[str], default_folder: str
                 "leave the flag out, or start anew in another --output_dir"
             )
     return {name: value for name, value in saved.items() if name in known}
+
+
+def command_line(script: str, *instances: Any) -> str:
+    """The launch that gives these arguments: flags that differ from their defaults, in lines that a shell joins.
+
+    Flags that change no result, such as those of resuming and tokens, are left out, but for --output_dir.
+    """
+    lines = [f"accelerate launch {script}"]
+    for instance in instances:
+        for field in dataclasses.fields(instance):
+            value = getattr(instance, field.name)
+            factory = field.default_factory
+            default = field.default if factory is dataclasses.MISSING else factory()
+            if value == default or field.name in FREE_ON_RESUME - {"output_dir", "data_dir"}:
+                continue
+            if isinstance(value, bool):
+                lines.append(f"--{field.name}" if value else f"--no_{field.name}")
+            else:
+                values = value if isinstance(value, list) else [value]
+                lines.append(" ".join([f"--{field.name}", *(shlex.quote(str(item)) for item in values)]))
+    return " \\\n    ".join(lines)
 
 
 def save_arguments(path: str | os.PathLike, *instances: Any, **extra: Any) -> None:

@@ -216,6 +216,15 @@ def _load_plain(path: pathlib.Path) -> Any:
         raise UserError(f"{path}: cannot be loaded safely ({str(error).splitlines()[0]})") from None
 
 
+def forget_training(accelerator: accelerate.Accelerator) -> None:
+    """Let go of all that was prepared, registered or tracked, before another training with the same accelerator."""
+    for tracker in accelerator.trackers:
+        tracker.finish()
+    accelerator.trackers = []
+    accelerator.free_memory()
+    accelerator._custom_objects.clear()
+
+
 def _run_facts(accelerator: accelerate.Accelerator, facts: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
         "fixed": plain(

@@ -30,6 +30,8 @@ WRITTEN_BY_A_RUN = (
     "skipped.csv",
     "split_manifest.csv",
     "fairness.csv",
+    "fairness.md",
+    "fold-*",
     "figures",
     "logs",
     "predictions",

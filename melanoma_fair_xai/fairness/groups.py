@@ -10,6 +10,7 @@ import pandas as pd
 from dataset_scripts.common import SKIN_TYPES, UNKNOWN, UserError
 
 PRIMARY = "fitzpatrick_group"
+DERIVED = (PRIMARY, "age_band", "ita_tertile")  # made here of fitzpatrick, age and ita
 REFERENCES = {PRIMARY: "I-II"}  # elsewhere the known group with most melanomas
 SKIN_GROUPS = {"I": "I-II", "II": "I-II", "III": "III-IV", "IV": "III-IV", "V": "V-VI", "VI": "V-VI"}
 AGE_BANDS = ["under 40", "40-59", "60 and over"]

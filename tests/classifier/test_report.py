@@ -13,7 +13,7 @@ def table() -> pd.DataFrame:
     label = rng.integers(0, 2, 200)
     score = 1 / (1 + np.exp(-rng.normal(label, 1)))
     lesions = [f"L{i // 2}" for i in range(200)]
-    return pd.DataFrame({"lesion_id": lesions, "label": label, "score": score, "threshold": 0.6})
+    return pd.DataFrame({"lesion_id": lesions, "label": label, "score": score, "fold": 0, "threshold": 0.6})
 
 
 def test_ranking_metrics_agree_with_scikit_learn():
@@ -51,6 +51,18 @@ def test_operating_metrics_agree_with_scikit_learn(table):
 def test_a_figure_that_the_classes_do_not_allow_is_nan(table):
     values = operating_metrics(table[table["label"] == 0])
     assert np.isnan(values["roc_auc"]) and np.isnan(values["sensitivity"]) and np.isfinite(values["specificity"])
+
+
+def test_auc_counts_pairs_within_a_fold(table):
+    table["fold"] = np.arange(200) % 3
+    table["score"] = table["score"] + table["fold"]
+    pairs = [
+        (a.score > b.score) + 0.5 * (a.score == b.score)
+        for _, fold in table.groupby("fold")
+        for a in fold[fold["label"] == 1].itertuples()
+        for b in fold[fold["label"] == 0].itertuples()
+    ]
+    assert operating_metrics(table)["roc_auc"] == pytest.approx(np.mean(pairs))
 
 
 def test_a_score_at_the_threshold_counts_as_positive(table):

@@ -2,7 +2,17 @@ import numpy as np
 import pytest
 import torch
 
-from melanoma_fair_xai.data.augmentation import PARAMETERS, Augmentation, augment
+from dataset_scripts.phantom import PhantomConfig, sample_lesion
+from dataset_scripts.phantom_drawing import View, draw_phantom
+from dataset_scripts.skin_colour import individual_typology_angle, lab_to_rgb, rgb_to_lab
+from melanoma_fair_xai.data.augmentation import (
+    PARAMETERS,
+    TYPICAL_ITA,
+    TYPICAL_SKIN,
+    Augmentation,
+    augment,
+    tone_gain,
+)
 
 IDENTITY = {"flip": 1, "scale_x": 1, "scale_y": 1, "brightness": 1, "contrast": 1, "saturation": 1}
 IDENTITY |= {"red": 1, "green": 1, "blue": 1}
@@ -97,3 +107,27 @@ def test_the_same_key_draws_the_same_and_others_differ():
     assert np.array_equal(draw(0, 1, 2), draw(0, 1, 2))
     others = [draw(0, 2, 1), draw(1, 1, 2), draw(0, 1, 3)]
     assert all(not np.array_equal(draw(0, 1, 2), other) for other in others)
+
+
+@pytest.mark.parametrize("shift", [-45, -20, 0, 20, 40])
+def test_tone_gain_moves_typical_skin_along_ita_alone(shift):
+    skin = lab_to_rgb(TYPICAL_SKIN)
+    lab = rgb_to_lab(skin * tone_gain(shift))
+    assert individual_typology_angle(lab) == pytest.approx(TYPICAL_ITA + shift, abs=1e-3)
+    np.testing.assert_allclose(lab[1:], TYPICAL_SKIN[1:], atol=1e-3)
+
+
+def test_tone_gain_moves_drawn_skin_of_every_type_the_same_way():
+    for number in range(12):
+        lesion, _ = sample_lesion(PhantomConfig(), number)
+        image, mask, _ = draw_phantom(lesion, View(seed=(number,)), 32)
+        skin = image[~mask] / 255
+        angles = [individual_typology_angle(rgb_to_lab(skin * tone_gain(shift)).mean(0)) for shift in (-30, 0, 30)]
+        assert angles[0] < angles[1] - 5 and angles[2] > angles[1] + 5, angles
+
+
+def test_tone_changes_leave_the_other_parameters_as_they_were():
+    plain, toned = (Augmentation(ita_shift=shift).draw(0, 0, 5) for shift in (0, 45))
+    colour = [PARAMETERS.index(name) for name in ("red", "green", "blue")]
+    other = [index for index in range(len(PARAMETERS)) if index not in colour]
+    assert (plain[other] == toned[other]).all() and (plain[colour] != toned[colour]).all()

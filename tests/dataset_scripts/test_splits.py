@@ -114,3 +114,29 @@ def test_a_manifest_with_an_image_twice_is_refused(manifest, tmp_path):
     path.write_text(f"# sha256 {splits.manifest_hash(doubled)}\n{doubled.to_csv(index=False)}")
     with pytest.raises(UserError, match="image i1 stands more than once"):
         splits.read_manifest(str(path))
+
+
+@pytest.mark.parametrize("fold", range(5))
+def test_another_fold_tests_other_lesions_and_loses_none(fold):
+    rng = np.random.default_rng(0)
+    lesions = np.array([f"lesion{number}" for number in rng.integers(0, 200, 400)])
+    strata = np.array([f"stratum{name[-1] < '5'}" for name in lesions])
+    given = splits.fold_split(splits.assign_folds(lesions, strata)).astype(object)
+    given[lesions == lesions[0]] = "isic2018_test"
+    split = splits.splits_of_fold(given, lesions, strata, fold)
+    assert (split == splits.splits_of_fold(given, lesions, strata, fold)).all()
+    splits.check_disjoint(lesions, split, "here")
+    assert (split[lesions == lesions[0]] == "isic2018_test").all() and (split == "isic2018_test").sum() < 10
+    shares = {name: (split == name).mean() for name in ("train", "validation", "test")}
+    assert 0.15 < shares["test"] < 0.25 and 0.15 < shares["validation"] < 0.25
+    following = splits.splits_of_fold(given, lesions, strata, (fold + 1) % 5)
+    assert ((split == "validation") == (following == "test")).all()
+    if fold == 0:
+        assert (split == given).all()
+
+
+def test_folds_are_named_k_of_five():
+    assert [splits.parse_fold(f"{fold}/5") for fold in range(5)] == [0, 1, 2, 3, 4]
+    for text in ("5/5", "1", "1/10", "-1/5", "a/5", ""):
+        with pytest.raises(UserError, match="give 0/5 to 4/5"):
+            splits.parse_fold(text)

@@ -1,11 +1,12 @@
 import json
+import shlex
 from dataclasses import dataclass, field
 from typing import Literal
 
 import pytest
 
 from dataset_scripts.common import UserError
-from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
+from melanoma_fair_xai.engine.arguments import command_line, parse_arguments, save_arguments
 
 
 @dataclass
@@ -131,3 +132,14 @@ def test_flags_that_an_older_version_did_not_have_or_a_newer_one_has_not(run):
     path.write_text(json.dumps({**saved, "retired_flag": 1}))
     _, training = parse("--resume_from_checkpoint", "latest")
     assert training.checkpointing_steps == 500
+
+
+def test_the_command_line_that_is_told_gives_the_same_arguments():
+    flags = ["--dataset_name", "a b", "--positive_labels", "x", "it's", "--no_pretrained", "--learning_rate", "3e-4"]
+    flags += ["--output_dir", "elsewhere", "--overwrite_output_dir", "--hub_token", "secret"]
+    command = command_line("train.py", *parse(*flags))
+    words = shlex.split(command.replace("\\\n", " "))
+    assert words[:3] == ["accelerate", "launch", "train.py"] and "secret" not in command
+    data, training = parse(*words[3:])
+    expected_data, expected = parse(*flags[:-3])
+    assert (data, training) == (expected_data, expected)

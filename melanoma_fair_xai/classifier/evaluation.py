@@ -1,0 +1,89 @@
+"""From a trained network to what is known of it: operating point, predictions, metrics, and the lines printed last."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+
+from dataset_scripts.common import UserError
+from melanoma_fair_xai.classifier.calibration import calibrate, choose_threshold, fit_platt, fit_temperature
+from melanoma_fair_xai.classifier.export import ClassifierInfo
+from melanoma_fair_xai.classifier.predict import melanoma_scores, predict_logits, prediction_table
+from melanoma_fair_xai.classifier.report import operating_metrics
+from melanoma_fair_xai.classifier.task import Task
+from melanoma_fair_xai.engine.files import atomic_path, write_json
+from melanoma_fair_xai.fairness import FairnessReport
+from melanoma_fair_xai.fairness.report import TITLES, with_interval
+
+
+def predict(accelerator: Accelerator, network: torch.nn.Module, task: Task, split: str, batch_size: int) -> np.ndarray:
+    """Logits of a split in full precision, as who loads the model will see them."""
+    network = network.to(accelerator.device, memory_format=torch.channels_last)
+    return predict_logits(accelerator, network, task.pixels, task.rows(split), task.data_config, batch_size, split)
+
+
+def operating_point(task: Task, logits: np.ndarray, rule: str, training: dict) -> ClassifierInfo:
+    """Calibration and threshold from the validation logits, and all else that config.json carries."""
+    labels = task.labels[task.rows("validation")]
+    if len(task.target.label_names) == 2:
+        calibration = fit_platt(logits[:, 1] - logits[:, 0], labels)
+    else:
+        calibration = fit_temperature(logits, labels)
+    scores = melanoma_scores(calibrate(logits, calibration), task.target.positive)
+    return ClassifierInfo(
+        label_names=task.target.label_names,
+        positive_labels=[task.target.label_names[index] for index in task.target.positive],
+        threshold=choose_threshold(scores, np.isin(labels, task.target.positive), rule),
+        threshold_rule=rule,
+        data_config=task.data_config,
+        calibration=calibration,
+        training=training,
+    )
+
+
+def score(
+    accelerator: Accelerator, network: torch.nn.Module, info: ClassifierInfo, task: Task, split: str, batch_size: int
+) -> pd.DataFrame:
+    """The predictions table of a split, on every process. UserError if the split is empty."""
+    rows = task.rows(split)
+    if not len(rows):
+        raise UserError(f"{task.records.name}: no images in split {split}; choose another with --eval_split")
+    logits = predict(accelerator, network, task, split, batch_size)
+    return prediction_table(
+        task.records.table.iloc[rows].reset_index(drop=True), logits, task.labels[rows], info, task.fold
+    )
+
+
+def write_predictions(folder: Path, predictions: Mapping[str, pd.DataFrame]) -> None:
+    """Write predictions/NAME.parquet and metrics.json."""
+    (folder / "predictions").mkdir(exist_ok=True)
+    for name, table in predictions.items():
+        with atomic_path(folder / "predictions" / f"{name}.parquet") as path:
+            table.to_parquet(path, index=False)
+    thresholds = next(iter(predictions.values())).drop_duplicates("fold")[["fold", "threshold"]]
+    values: dict[str, Any] = {"splits": {name: operating_metrics(table) for name, table in predictions.items()}}
+    if len(thresholds) == 1:
+        values["threshold"] = thresholds["threshold"].iloc[0]
+    else:
+        values["thresholds"] = dict(thresholds.sort_values("fold").to_numpy().tolist())
+    write_json(folder / "metrics.json", values)
+
+
+def results_table(
+    report: FairnessReport, column: str | None, metrics: tuple[str, ...] = ("roc_auc", "sensitivity", "specificity")
+) -> str:
+    """Lines of text: counts and metrics, each with its interval, over all images and by the groups of `column`."""
+    rows = {(row.group, row.metric): row for row in report.overall}
+    rows |= {(row.group, row.metric): row for row in report.by_group if row.group_column == column}
+    lines = [
+        f"{'group':<16}{'images':>8}{'lesions':>9}{'melanomas':>11}" + "".join(f"{TITLES[m]:>24}" for m in metrics)
+    ]
+    for group in dict.fromkeys(group for group, _ in rows):
+        cells = [rows[group, metric] for metric in metrics]
+        counts = f"{group:<16}{cells[0].n:>8,}{cells[0].lesions:>9,}{cells[0].melanomas:>11,}"
+        lines.append(counts + "".join(f"{with_interval(cell):>24}" for cell in cells))
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What is told and published of a model: its card."""
