@@ -24,8 +24,14 @@ from melanoma_fair_xai.classifier.evaluation import operating_point, predict, re
 from melanoma_fair_xai.classifier.export import export_classifier, load_classifier
 from melanoma_fair_xai.classifier.mitigation import MitigationName
 from melanoma_fair_xai.classifier.models import create_classifier
+from melanoma_fair_xai.classifier.protocols import (
+    ORIGINAL_FIGURES,
+    ORIGINAL_METRICS,
+    earlier_data,
+    original_protocol,
+)
 from melanoma_fair_xai.classifier.report import plot_roc, plot_training
-from melanoma_fair_xai.classifier.task import check_classes, load_target, make_task
+from melanoma_fair_xai.classifier.task import Task, check_classes, load_target, make_task
 from melanoma_fair_xai.classifier.training import ClassifierTraining
 from melanoma_fair_xai.data.loading import UNUSABLE, Records
 from melanoma_fair_xai.data.targets import TARGETS
@@ -35,7 +41,9 @@ from melanoma_fair_xai.engine.files import atomic_path
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process, resolve_precision
 from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME, LATEST, open_run_folder
 from melanoma_fair_xai.engine.trackers import start_trackers
-from melanoma_fair_xai.fairness import FairnessReport, evaluate_predictions, read_predictions
+from melanoma_fair_xai.fairness import FairnessReport, compare, evaluate_predictions, read_predictions
+from melanoma_fair_xai.fairness.evaluation import FAMILY
+from melanoma_fair_xai.fairness.report import OVERALL, TITLES, number, with_interval
 from melanoma_fair_xai.hub.card import write_classifier_card
 
 
@@ -48,6 +56,10 @@ class DataArguments:
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     data_dir: str | None = field(
         default=None, metadata={"help": "Folder of the raw files (ham10000, fitzpatrick17k)."}
+    )
+    protocol: Literal["standard", "original"] = field(
+        default="standard",
+        metadata={"help": "original: Fitzpatrick17k, melanoma against nevus, by skin type, as in the first study."},
     )
     target: Literal[TARGETS] = field(default="melanoma_vs_rest", metadata={"help": "The question asked."})
     confirmed_by_histology: bool = field(
@@ -98,6 +110,9 @@ class ModelArguments:
         default=None, metadata={"help": "Channel means that --pretrained_weights want, where not timm's own."}
     )
     image_std: list[float] | None = field(default=None, metadata={"help": "Likewise the standard deviations."})
+    measure_forgetting: bool = field(
+        default=False, metadata={"help": "After fine-tuning an earlier run's model, test it on that run's data, too."}
+    )
     drop_rate: float = field(default=0.2, metadata={"help": "Dropout before the head."})
 
 
@@ -160,6 +175,8 @@ class Arguments(NamedTuple):
 
 def main() -> None:
     args = Arguments(*parse_arguments(DataArguments, ModelArguments, TrainingArguments))
+    if args.data.protocol == "original":
+        args = args._replace(data=original_protocol(args.data))
     check_arguments(args)
     training = args.training
     set_seed(training.seed)
@@ -211,6 +228,7 @@ def train_and_evaluate(accelerator: Accelerator, folder: Path, args: Arguments) 
         revision=model_args.revision,
     )
     task = make_task(accelerator, data, records, target, labels, timm.data.resolve_model_data_config(network))
+    earlier = load_earlier(accelerator, args, task) if model_args.measure_forgetting else None
     train_rows = task.rows("train")[: data.max_train_samples]
     check_classes(task, train_rows)
     if accelerator.is_main_process:
@@ -232,8 +250,22 @@ def train_and_evaluate(accelerator: Accelerator, folder: Path, args: Arguments) 
         split: score(accelerator, exported, info, task, split, training.eval_batch_size)
         for split in ("validation", "test")
     }
+    after = earlier and score(accelerator, exported, info, earlier, "test", training.eval_batch_size)
     if accelerator.is_main_process:
+        if earlier:
+            report_forgetting(folder, after, args)
         report(folder, predictions, task.records, args)
+
+
+def load_earlier(accelerator: Accelerator, args: Arguments, task: Task) -> Task:
+    """The data of the run whose model is fine-tuned, as the new model will see them."""
+    data = earlier_data(args.model.model_name_or_path, args.data)
+    records, target, labels = load_target(accelerator, data)
+    if target.label_names != task.target.label_names:
+        raise UserError(
+            f"--measure_forgetting: {args.model.model_name_or_path} was trained for --target {data.target}"
+        )
+    return make_task(accelerator, data, records, target, labels, task.data_config)
 
 
 def evaluate_only(accelerator: Accelerator, folder: Path, args: Arguments) -> None:
@@ -309,14 +341,29 @@ def title(records: Records, args: Arguments) -> str:
     return f"{Path(args.model.model_name_or_path).name}, {args.data.target.replace('_', ' ')}\n({name})"
 
 
+def report_forgetting(folder: Path, after: pd.DataFrame, args: Arguments) -> None:
+    """Compare the earlier model with the new one on the earlier test split, each at its own threshold."""
+    with atomic_path(folder / "predictions" / "earlier_test.parquet") as path:
+        path.parent.mkdir(exist_ok=True)
+        after.to_parquet(path, index=False)
+    comparison = compare({"before": read_predictions(args.model.model_name_or_path), "after fine-tuning": after})
+    comparison.write(folder / "forgetting")
+    print(f"on the earlier data: {folder / 'forgetting' / 'comparison.md'}")
+    for row in comparison.differences:
+        if row.group_column == OVERALL and row.metric in FAMILY:
+            print(f"  {TITLES[row.metric]} {number(row.baseline_value)} before; change {with_interval(row)}")
+
+
 def summary(
     folder: Path, split: str, table: pd.DataFrame, fairness: FairnessReport, records: Records, args: Arguments
 ) -> str:
     """What the run prints last."""
+    original = args.data.protocol == "original"
     thresholds = ", ".join(f"{threshold:.4f}" for threshold in table["threshold"].drop_duplicates())
     lines = [
         f"{split}{' over all folds' if args.data.cross_validation else ''}, with 95 % intervals:",
-        results_table(fairness, fairness.primary),
+        results_table(fairness, *(("fitzpatrick", ORIGINAL_METRICS) if original else (fairness.primary,))),
+        *([ORIGINAL_FIGURES] if original else []),
         f"at threshold {thresholds} (chosen on validation)",
         f"report:  {folder / 'fairness.md'}, {folder / 'metrics.json'}",
         f"figures: {folder / 'figures'}",

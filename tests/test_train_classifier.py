@@ -1,5 +1,6 @@
 """The training script run for real, small: what it leaves, that it repeats itself, resumes, and says what is wrong."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -21,7 +22,9 @@ from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing import event_accumulator
 
 import train_classifier
+from dataset_scripts.builder import prepare_parquet
 from dataset_scripts.common import run_command
+from dataset_scripts.phantom import Phantom
 from dataset_scripts.splits import read_manifest
 from melanoma_fair_xai.classifier import task
 
@@ -227,6 +230,60 @@ def test_fine_tuning_starts_from_the_earlier_weights(trained, phantoms, tmp_path
     assert stop.value.code == 2 and "nevus, melanoma" in error and "--ignore_mismatched_sizes" in error
     launch(monkeypatch, *nevus, *tuned, "--ignore_mismatched_sizes", "--overwrite_output_dir")
     assert json.loads((tmp_path / "head" / "config.json").read_text())["label_names"] == ["nevus", "melanoma"]
+
+
+def test_forgetting_is_measured_on_the_earlier_test_split(trained, tmp_path, monkeypatch, capsys):
+    folder, _ = trained
+    tuned = [word if word != "test_resnet" else str(folder) for word in SHORT if word != "--no_pretrained"]
+    data = tmp_path / "dark"
+    phantom = Phantom(num_images=100, image_size=32, seed=7, skin_type_proportions=(0, 0, 0, 0, 1, 1))
+    prepare_parquet(phantom, str(data), "# Phantoms")
+    run = ["--dataset_name", data, *tuned, "--measure_forgetting"]
+    launch(monkeypatch, *run, "--output_dir", tmp_path / "tuned")
+    before, after = predictions(folder), predictions(tmp_path / "tuned", "earlier_test")
+    assert before["image_id"].tolist() == after["image_id"].tolist() and (before["score"] != after["score"]).any()
+    assert not set(after["image_id"]) & set(predictions(tmp_path / "tuned")["image_id"])
+    assert set(after["threshold"]) == set(predictions(tmp_path / "tuned")["threshold"])
+    comparison = pd.read_csv(tmp_path / "tuned" / "forgetting" / "comparison.csv")
+    assert len(comparison) and "on the earlier data" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        launch(monkeypatch, "--dataset_name", data, *SHORT, "--measure_forgetting", "--output_dir", tmp_path / "none")
+    assert "must be the folder of an earlier run" in capsys.readouterr().err
+
+
+def test_the_original_protocol_reports_every_type_with_counts_and_intervals(tmp_path, monkeypatch, capsys):
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    labels = {"melanoma": "melanoma,malignant melanoma,malignant", "nevus": "halo nevus,benign melanocyte,benign"}
+    labels["acne"] = "acne,inflammatory,non-neoplastic"
+    rows = ["md5hash,fitzpatrick_scale,fitzpatrick_centaur,label,nine_partition_label,three_partition_label,qc,url"]
+    rng = np.random.default_rng(0)
+    for number in range(252):  # 15 melanomas, 15 nevi and 12 of acne of every type
+        noise = PIL.Image.fromarray(rng.integers(0, 256, (12, 16, 3), dtype=np.uint8)).resize((64, 48))
+        buffer = io.BytesIO()
+        noise.save(buffer, "JPEG")
+        name, scale = hashlib.md5(buffer.getvalue()).hexdigest(), 1 + number % 6
+        (raw / f"{name}.jpg").write_bytes(buffer.getvalue())
+        kind = "melanoma" if number < 90 else "nevus" if number < 180 else "acne"
+        rows.append(f"{name},{scale},{scale},{labels[kind]},,https://www.dermaamin.com/{number}.jpg")
+    (raw / "fitzpatrick17k.csv").write_text("\n".join(rows) + "\n")
+    short = [*TINY, "--max_train_steps", "2"]
+    launch(monkeypatch, "--protocol", "original", "--data_dir", raw, *short, "--output_dir", tmp_path / "run")
+    table = predictions(tmp_path / "run")
+    assert table.groupby(["fitzpatrick", "label"]).size().tolist() == [3] * 12, "a fifth of each type and class"
+    assert set(table["diagnosis"]) == {"melanoma", "halo nevus"}
+    output = capsys.readouterr().out
+    lines = {line.split()[0]: line.split() for line in output.splitlines() if line.strip()}
+    for name in ("I", "II", "III", "IV", "V", "VI"):
+        assert lines[name][1:4] == ["6", "6", "3"] and "estimable" in lines[name], lines[name]
+    assert "balanced accuracy" in output and "[" in " ".join(lines["all"]) and "13 melanomas and 100 benign" in output
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert config["label_names"] == ["nevus", "melanoma"]
+    assert "--protocol original" in (tmp_path / "run" / "README.md").read_text()
+    with pytest.raises(SystemExit):
+        other = ["--dataset_config_name", "all", "--data_dir", raw, "--output_dir", tmp_path / "other"]
+        launch(monkeypatch, "--protocol", "original", *short, *other)
+    assert "--dataset_config_name all: --protocol original" in capsys.readouterr().err
 
 
 def test_the_diagnosis_itself_as_target(phantoms, tmp_path, monkeypatch, capsys):

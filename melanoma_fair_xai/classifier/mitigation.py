@@ -5,7 +5,7 @@ held-out lesions (`python -m melanoma_fair_xai.fairness compare`), never assumed
 """
 
 import dataclasses
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from melanoma_fair_xai.data.augmentation import Augmentation
 from melanoma_fair_xai.fairness.groups import group_column
 
 MitigationName = Literal["none", "group_sampling", "reweighting", "group_dro", "ita_augmentation"]
+MITIGATIONS = get_args(MitigationName)
 WITH_GROUPS = ("group_sampling", "reweighting", "group_dro")
 DRO_STEP_SIZE = 0.01  # Sagawa et al., section 5
 ITA_SHIFT = 45.0  # degrees: from intermediate skin to very light and to brown

@@ -32,6 +32,7 @@ WRITTEN_BY_A_RUN = (
     "fairness.csv",
     "fairness.md",
     "fold-*",
+    "forgetting",
     "figures",
     "logs",
     "predictions",
