@@ -14,7 +14,8 @@ DERIVED = (PRIMARY, "age_band", "ita_tertile")  # made here of fitzpatrick, age 
 REFERENCES = {PRIMARY: "I-II"}  # elsewhere the known group with most melanomas
 SKIN_GROUPS = {"I": "I-II", "II": "I-II", "III": "III-IV", "IV": "III-IV", "V": "V-VI", "VI": "V-VI"}
 AGE_BANDS = ["under 40", "40-59", "60 and over"]
-ITA_TERTILES = ["1 (darkest)", "2", "3 (lightest)"]
+# Not darkest and lightest: over 90 degrees, where a third of HAM10000 lies, the angle says bluish, not light.
+ITA_TERTILES = ["1 (lowest)", "2", "3 (highest)"]
 MAX_GROUPS = 60
 REQUIRED = ("lesion_id", "label", "score", "threshold")
 COMMON = ("fitzpatrick", "sex", "age_band", "localization", "source", "ita_tertile")

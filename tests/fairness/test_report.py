@@ -147,7 +147,7 @@ def test_derived_groups():
     assert list(groups) == ["fitzpatrick_group", "fitzpatrick", "age_band", "ita_tertile", "age_band*sex"]
     assert groups["fitzpatrick_group"].tolist() == ["I-II", "I-II", "III-IV", "V-VI", "unknown", "V-VI"]
     assert groups["age_band"].tolist() == ["under 40", "40-59", "40-59", "60 and over", "unknown", "under 40"]
-    assert groups["ita_tertile"].tolist()[::2] == ["1 (darkest)", "2", "3 (lightest)"]
+    assert groups["ita_tertile"].tolist()[::2] == ["1 (lowest)", "2", "3 (highest)"]
     assert groups["ita_tertile"][5] == "unknown"
     assert groups["age_band*sex"].tolist()[:3] == ["under 40, female", "40-59, male", "unknown"]
     assert list(groups["fitzpatrick"].cat.categories) == ["I", "II", "IV", "V", "VI", "unknown"]
