@@ -12,8 +12,6 @@ import accelerate
 from dataset_scripts.common import UserError
 
 from .files import PARTIAL_PREFIX, atomic_path
-from .files import plain as plain
-from .files import write_json as write_json
 from .launch import on_main_process
 
 ARGUMENTS_NAME = "training_args.json"
