@@ -368,8 +368,9 @@ def summary(
         f"report:  {folder / 'fairness.md'}, {folder / 'metrics.json'}",
         f"figures: {folder / 'figures'}",
     ]
-    if (folder / "config.json").is_file():
+    if not args.training.eval_only:
         lines.append(f"card:    {folder / 'README.md'}")
+    if (folder / "config.json").is_file():
         lines.append(f'model:   {folder}  (timm.create_model("local-dir:{folder}", pretrained=True))')
     if records.are_phantoms:
         lines += [

@@ -71,9 +71,11 @@ def assert_same_run(first, second) -> None:
 
 def test_a_run_leaves_what_it_should(trained, phantoms):
     folder, output = trained
+    for name in ("fairness.csv", "fairness.md", "README.md", "figures/fairness_fitzpatrick_group_forest.png"):
+        assert (folder / name).is_file(), name
     for name in ("figures/training.png", "figures/roc.png", "training_args.json", "split_manifest.csv", "skipped.csv"):
         assert (folder / name).is_file(), name
-    for line in ("phantoms, drawn lesions", "metrics.json", "figures", 'timm.create_model("local-dir:'):
+    for line in ("phantoms, drawn lesions", "metrics.json", "figures", "README.md", 'timm.create_model("local-dir:'):
         assert line in output
     modes = {(folder / name).stat().st_mode for name in ("model.safetensors", "config.json")}
     assert len(modes) == 1, "whoever can read the config can read the weights"
