@@ -29,6 +29,7 @@ BUILDERS: dict[str, type[LesionBuilder]] = {
     "phantom": Phantom,
 }
 UNUSABLE = "unusable"
+MASK_COLUMNS = ("mask", "artefact_mask")
 GROUP_COLUMNS = ("diagnosis", "age", "sex", "localization", "fitzpatrick", "source", "ita")
 
 
@@ -49,13 +50,14 @@ class Records:
 
     `table` has image_id, lesion_id, diagnosis (names), melanoma (0 or 1), split, and every group column, categories as
     names with `unknown` for missing values, age in years and ita in degrees with NaN. `skipped` has image_id, file and
-    reason.
+    reason. `masks` has those of MASK_COLUMNS that the data set has, not decoded, None where an image has none.
     """
 
     name: str
     images: datasets.Dataset
     table: pd.DataFrame
     skipped: pd.DataFrame
+    masks: datasets.Dataset | None = None
 
     @property
     def are_phantoms(self) -> bool:
@@ -66,7 +68,10 @@ class Records:
         """The rows where `keep` (bool, one per row) holds."""
         rows = np.flatnonzero(keep)
         return dataclasses.replace(
-            self, images=self.images.select(rows), table=self.table.iloc[rows].reset_index(drop=True)
+            self,
+            images=self.images.select(rows),
+            table=self.table.iloc[rows].reset_index(drop=True),
+            masks=None if self.masks is None else self.masks.select(rows),
         )
 
     def for_fold(self, test_fold: int) -> "Records":
@@ -128,6 +133,7 @@ def load_records(
         images=datasets.concatenate_datasets([_only_image(part, columns.image) for part in splits.values()]),
         table=table,
         skipped=skipped,
+        masks=_only_masks(list(splits.values())),
     )
     return _with_splits(records, split_manifest)
 
@@ -162,6 +168,14 @@ def _only_image(part: datasets.Dataset, column: str) -> datasets.Dataset:
     if column != "image":
         part = part.rename_column(column, "image")
     return part.cast_column("image", datasets.Image(decode=False))
+
+
+def _only_masks(parts: list[datasets.Dataset]) -> datasets.Dataset | None:
+    names = [name for name in MASK_COLUMNS if isinstance(parts[0].features.get(name), datasets.Image)]
+    if not names:
+        return None
+    masks = datasets.concatenate_datasets([part.select_columns(names) for part in parts])
+    return masks.cast(datasets.Features({name: datasets.Image(decode=False) for name in names}))
 
 
 def _read_table(part: datasets.Dataset, columns: ColumnNames, name: str, split: str) -> pd.DataFrame:

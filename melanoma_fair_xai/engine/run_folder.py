@@ -43,6 +43,11 @@ WRITTEN_BY_A_RUN = (
     "conditioner",
     "scheduler",
     "unet",
+    "attributions.*",
+    "controls.csv",
+    "groups.csv",
+    "overlays",
+    "report.html",
 )
 
 

@@ -1,0 +1,233 @@
+"""Explain a classifier's decisions, and measure how far the explanation can be trusted.
+
+    python explain.py --model_name_or_path runs/r18 --dataset_name ham10000 --data_dir RAW --split test \
+        --method gradcam --output_dir report/
+    python explain.py --model_name_or_path runs/r18 --images a.jpg folder/ --output_dir report/
+
+`accelerate launch explain.py ...` shares the work among processes. What is in --output_dir is described in the README.
+"""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import datasets
+import numpy as np
+import pandas as pd
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+
+from dataset_scripts.builder import SKIPPED_NAME
+from dataset_scripts.common import IMAGE_SUFFIXES, UNKNOWN, UserError, run_command
+from melanoma_fair_xai.classifier.export import ClassifierInfo, load_classifier
+from melanoma_fair_xai.data.cache import decode_once
+from melanoma_fair_xai.data.loading import UNUSABLE, ColumnNames, Records, load_records
+from melanoma_fair_xai.data.masks import decode_masks
+from melanoma_fair_xai.data.targets import apply_target
+from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
+from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
+from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME, atomic_path, open_run_folder
+from melanoma_fair_xai.explain.attributions import METHODS, Explainer, LogOdds
+from melanoma_fair_xai.explain.explanation import Images, Options, explain_images
+from melanoma_fair_xai.explain.layers import describe_layers, map_layers
+from melanoma_fair_xai.explain.report import Facts, write_report
+from melanoma_fair_xai.explain.summary import error_types
+from melanoma_fair_xai.explain.traps import ERASERS, TRAPS
+
+
+@dataclass
+class ExplainArguments:
+    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a classifier of train_classifier.py."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
+    method: Literal[tuple(METHODS)] = field(default="gradcam", metadata={"help": "How maps are made, by captum."})
+    layer: str | None = field(default=None, metadata={"help": "Layer of Grad-CAM; default: the last fine enough."})
+    list_layers: bool = field(default=False, metadata={"help": "Print the layers that Grad-CAM can take, and end."})
+    target: Literal["predicted", "melanoma"] = field(
+        default="predicted", metadata={"help": "What is explained: what the model decides, or melanoma."}
+    )
+    trap: list[str] = field(
+        default_factory=list, metadata={"help": f"Paste or erase, and see the score: {', '.join(TRAPS)}."}
+    )
+    images: list[str] = field(
+        default_factory=list, metadata={"help": "Image files and folders, instead of a data set."}
+    )
+    dataset_name: str | None = field(
+        default=None,
+        metadata={"help": "ham10000, fitzpatrick17k, phantom, or a folder or Hub id that load_dataset reads."},
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
+    data_dir: str | None = field(
+        default=None, metadata={"help": "Folder of the raw files (ham10000, fitzpatrick17k)."}
+    )
+    split: str = field(default="test", metadata={"help": "train, validation, test or all."})
+    split_manifest: str | None = field(default=None, metadata={"help": "A split_manifest.csv that fixes the splits."})
+    max_skipped_share: float = field(
+        default=0.05, metadata={"help": "The share of unusable images above which the run stops."}
+    )
+    image_column_name: str = field(default="image", metadata={"help": "Column of the images in your own data set."})
+    label_column_name: str | None = field(
+        default=None, metadata={"help": "Column of the labels in your own data set."}
+    )
+    positive_labels: list[str] = field(default_factory=list, metadata={"help": "Its labels that mean melanoma."})
+    lesion_column_name: str | None = field(default=None, metadata={"help": "Column of the group that images share."})
+    max_samples: int | None = field(default=None, metadata={"help": "So many images, drawn by the seed."})
+    gallery: int = field(default=4, metadata={"help": "Images of each error type on the page of examples; 0: none."})
+    output_dir: str = field(default="runs/explanation", metadata={"help": "The folder of the report."})
+    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an earlier report in --output_dir."})
+    eval_batch_size: int = field(default=64, metadata={"help": "Images and changed copies in a forward pass."})
+    seed: int = field(default=0, metadata={"help": "Fixes every random number, by image."})
+
+
+def main() -> None:
+    (arguments,) = parse_arguments(ExplainArguments)
+    model, info = load_classifier(arguments.model_name_or_path, arguments.revision)
+    if arguments.list_layers:
+        print(describe_layers(map_layers(model, info.data_config["input_size"])))
+        return
+    check(arguments)
+    set_seed(arguments.seed)
+    with explained_errors("--eval_batch_size"):
+        accelerator = create_accelerator()
+        options = Options(
+            arguments.method,
+            arguments.layer,
+            arguments.target,
+            tuple(arguments.trap),
+            arguments.eval_batch_size,
+            arguments.seed,
+        )
+        # A layer that is not there is said before anything is read or written.
+        net = LogOdds(model, info.data_config, info.positive)
+        layer = Explainer(net, arguments.method, info.data_config["input_size"], arguments.layer).layer
+        with open_run_folder(accelerator, arguments.output_dir, overwrite=arguments.overwrite_output_dir) as folder:
+            records, images = load_images(accelerator, arguments, info)
+            if accelerator.is_main_process:
+                save_arguments(folder / ARGUMENTS_NAME, arguments)
+                with atomic_path(folder / SKIPPED_NAME) as path:
+                    records.skipped.to_csv(path, index=False)
+            explanations = explain_images(accelerator, model, info, images, options)
+            if accelerator.is_main_process:
+                explanations.table = full_table(records.table, explanations.table, info)
+                facts = Facts(
+                    model=arguments.model_name_or_path,
+                    data=arguments.dataset_name or f"{len(images.ids)} images by name",
+                    split="" if arguments.images else arguments.split,
+                    phantoms=records.are_phantoms,
+                    method=arguments.method,
+                    layer="" if layer is None else f"{layer.name} ({layer.grid[0]} x {layer.grid[1]})",
+                    options=options,
+                    skipped=len(records.skipped),
+                    command=" ".join(["python", *sys.argv]),
+                )
+                print(write_report(folder, explanations, images.pixels, facts, arguments.gallery))
+
+
+def check(arguments: ExplainArguments) -> None:
+    """UserError for flags that do not go together, before anything is loaded."""
+    if bool(arguments.images) == bool(arguments.dataset_name):
+        raise UserError("give either --images, or --dataset_name with --split")
+    if Path(arguments.output_dir).resolve() == Path(arguments.model_name_or_path).resolve():
+        raise UserError(f"--output_dir {arguments.output_dir}: the model's own folder; choose another")
+    unknown = [name for name in arguments.trap if name not in TRAPS]
+    if unknown:
+        raise UserError(f"--trap {unknown[0]}: unknown; choose from {', '.join(TRAPS)}")
+    for name in ("eval_batch_size", "max_samples"):
+        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
+            raise UserError(f"--{name} {getattr(arguments, name)}: give 1 or more")
+
+
+def load_images(accelerator: Accelerator, arguments: ExplainArguments, info: ClassifierInfo) -> tuple[Records, Images]:
+    """The records to explain and their pixels and masks, as the model sees them; what cannot be used is set aside."""
+    with accelerator.local_main_process_first():
+        if arguments.images:
+            records = name_images(arguments.images)
+            records = records.select(chosen(records.table, arguments))
+        else:
+            records = load_split(arguments, info)
+        cache = decode_once(records.images, info.data_config, show_progress=accelerator.is_local_main_process)
+    records = records.without(cache.problems, 1.0 if arguments.images else arguments.max_skipped_share)
+    usable = (records.table["split"] != UNUSABLE).to_numpy()
+    if not usable.any():
+        first = records.skipped.iloc[0]
+        raise UserError(f"--images: none can be used; the first: {first['image_id']}: {first['reason']}")
+    if accelerator.is_main_process and not usable.all():
+        print(f"{(~usable).sum()} of {len(usable)} images cannot be used, see {SKIPPED_NAME}", file=sys.stderr)
+    records, pixels = records.select(usable), cache.pixels[usable]
+    drawn = {
+        name: decode_masks(records.masks, name, np.arange(len(pixels)), info.data_config)
+        for name in (records.masks.column_names if records.masks is not None else ())
+    }
+    if any(trap in ERASERS for trap in arguments.trap) and "mask" not in drawn:
+        raise UserError(f"--trap {arguments.trap[0]}: needs lesion masks, and these images have none")
+    masks = drawn["mask"] > 0 if "mask" in drawn else None
+    return records, Images(records.table["image_id"].tolist(), pixels, masks, drawn.get("artefact_mask"))
+
+
+def load_split(arguments: ExplainArguments, info: ClassifierInfo) -> Records:
+    """The images of a split that answer the question which the model was trained on."""
+    columns = ColumnNames(
+        arguments.image_column_name,
+        arguments.label_column_name,
+        tuple(arguments.positive_labels),
+        arguments.lesion_column_name,
+    )
+    records = load_records(
+        arguments.dataset_name,
+        arguments.dataset_config_name,
+        arguments.data_dir,
+        columns,
+        arguments.split_manifest,
+        arguments.max_skipped_share,
+    )
+    question = info.training.get("target", "melanoma_vs_rest")
+    records, _, _ = apply_target(records, question, label_names=info.label_names)
+    splits = ["train", "validation", "test"] if arguments.split == "all" else [arguments.split]
+    keep = records.table["split"].isin(splits).to_numpy()
+    if not keep.any():
+        known = ", ".join(sorted(set(records.table["split"])))
+        raise UserError(f"--split {arguments.split}: {records.name} has no such images; its splits are {known}")
+    records = records.select(keep)
+    return records.select(chosen(records.table, arguments))
+
+
+def chosen(table: pd.DataFrame, arguments: ExplainArguments) -> np.ndarray:
+    """Which rows --max_samples leaves, bool (n,)."""
+    order = np.random.default_rng(arguments.seed).permutation(len(table))
+    return np.isin(np.arange(len(table)), order[: arguments.max_samples])
+
+
+def name_images(paths: list[str]) -> Records:
+    """Records without labels of image files, and of those in folders. UserError for a path that is not there."""
+    files: list[Path] = []
+    for path in map(Path, paths):
+        if path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            if not found:
+                raise UserError(f"--images {path}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})")
+            files += found
+        elif path.is_file():
+            files.append(path)
+        else:
+            raise UserError(f"--images {path}: no such file or folder")
+    names = list(dict.fromkeys(str(file) for file in files))
+    features = datasets.Features({"image": datasets.Image(decode=False)})
+    images = datasets.Dataset.from_list([{"image": {"bytes": None, "path": n}} for n in names], features=features)
+    table = pd.DataFrame({"image_id": names, "lesion_id": names, "split": "test", "source": UNKNOWN})
+    return Records("images", images, table, pd.DataFrame(columns=["image_id", "file", "reason"]))
+
+
+def full_table(records: pd.DataFrame, explained: pd.DataFrame, info: ClassifierInfo) -> pd.DataFrame:
+    """One row per image: who it is, its label (where known), score, threshold and error type, then every measure."""
+    table = records.reset_index(drop=True).drop(columns="split")
+    if "melanoma" in table:
+        table = table.rename(columns={"melanoma": "label"})
+    else:
+        table["label"] = np.nan
+    table["threshold"] = info.threshold
+    table["error"] = error_types(table["label"], explained["decided"])
+    return table.merge(explained, on="image_id", validate="one_to_one")
+
+
+if __name__ == "__main__":
+    run_command(main)

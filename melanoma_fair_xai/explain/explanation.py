@@ -1,0 +1,186 @@
+"""All there is to say about a batch of images: scores, maps, measures, controls and traps; shared by all processes."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import nn
+from tqdm.auto import tqdm
+
+from dataset_scripts.phantom import ARTEFACT_BITS
+from melanoma_fair_xai.classifier.export import ClassifierInfo
+from melanoma_fair_xai.engine.seeding import sample_generator
+
+from . import controls
+from .attributions import Explainer, LogOdds, map_problems
+from .fidelity import Scorer, max_sensitivity, seeded_noise
+from .localisation import energy_in
+from .measures import Probes, measure_maps
+from .traps import set_trap, trap_change
+
+COPIES = 4  # an image and its copies take part in a forward pass together, so a batch holds fewer images
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to explain: a method and its layer, the target (`predicted` or `melanoma`), and the traps to set."""
+
+    method: str = "gradcam"
+    layer: str | None = None
+    target: str = "predicted"
+    traps: tuple[str, ...] = ()
+    batch_size: int = 64
+    seed: int = 0
+
+
+@dataclass
+class Images:
+    """What is explained: uint8 pixels (N, H, W, 3), masks bool (N, H, W) and artefact bits uint8 (N, H, W) or None."""
+
+    ids: list[str]
+    pixels: np.ndarray
+    masks: np.ndarray | None = None
+    artefacts: np.ndarray | None = None
+
+    def rows(self, rows: np.ndarray) -> "Images":
+        parts = (None if values is None else values[rows] for values in (self.masks, self.artefacts))
+        return Images([self.ids[row] for row in rows], self.pixels[rows], *parts)
+
+
+@dataclass
+class Explanations:
+    """Row i of `table` and maps[i] (float32 (N, H, W)) are of one image; curves (N, 19) by (map, `blacken` or ...)."""
+
+    table: pd.DataFrame
+    maps: np.ndarray
+    curves: dict[tuple[str, str], np.ndarray] = field(default_factory=dict)
+
+
+class BatchExplainer:
+    """A published classifier with its explainer, its scorer, and its copies with shuffled weights."""
+
+    def __init__(self, model: nn.Module, info: ClassifierInfo, options: Options, device: torch.device):
+        self.info, self.options, self.device = info, options, device
+        input_size = info.data_config["input_size"]
+
+        def explainer(network: nn.Module) -> Explainer:
+            net = LogOdds(network, info.data_config, info.positive).to(device, memory_format=torch.channels_last)
+            return Explainer(net, options.method, input_size, options.layer, options.batch_size)
+
+        self.explain = explainer(model)
+        net = LogOdds(model, info.data_config, info.positive).to(device, memory_format=torch.channels_last)
+        self.score = Scorer(net, options.batch_size)
+        self.shuffled = {
+            share: explainer(controls.randomised(model, share, options.seed)) for share in controls.CASCADE
+        }
+
+    def __call__(self, batch: Images) -> Explanations:
+        """Explain images and measure the explanation; every random number hangs on the seed and an image's id."""
+        images = self._images(batch.pixels)
+        melanoma = torch.ones(len(images), dtype=torch.int64, device=self.device)
+        scores = self.score(images, melanoma)
+        decided = scores >= self.info.threshold
+        targets = melanoma if self.options.target == "melanoma" else decided.long()
+        masks = np.zeros(batch.pixels.shape[:3], dtype=bool) if batch.masks is None else batch.masks
+        probes = Probes.make(
+            self.score, images, targets, torch.from_numpy(masks).to(self.device), batch.ids, self.options.seed
+        )
+        seeds = self._seeds(batch.ids)
+        shuffled = {share: explain(images, targets, seeds) for share, explain in self.shuffled.items()}
+        maps = {"": self.explain(images, targets, seeds), **self._controls(probes, batch.ids, shuffled[1.0])}
+        problems = map_problems(maps[""])
+
+        columns: dict[str, Any] = {
+            "image_id": batch.ids,
+            "score": scores.double().cpu().numpy(),
+            "decided": decided.cpu().numpy(),
+            "target": [("not melanoma", "melanoma")[target] for target in targets.tolist()],
+            "target_score": probes.scores.double().cpu().numpy(),
+            "map_problem": problems,
+        }
+        curves = {}
+        for name, values in maps.items():
+            measured, its_curves = measure_maps(self.score, probes, values)
+            columns |= {column_name(measure, name): numbers for measure, numbers in measured.items()}
+            curves |= {(name, kind): curve for kind, curve in its_curves.items()}
+        sensitivity = max_sensitivity(self.explain, images, maps[""], targets, batch.ids, self.options.seed, seeds)
+        columns["max_sensitivity"] = np.where([not p for p in problems], sensitivity.double().cpu().numpy(), np.nan)
+        for share, values in shuffled.items():
+            spearman, ssim = controls.map_similarity(maps[""], values)
+            columns |= {f"spearman_shuffled_{share:g}": spearman, f"ssim_shuffled_{share:g}": ssim}
+        if batch.artefacts is not None:
+            columns |= self._artefact_energy(maps, batch.artefacts)
+        for trap in self.options.traps:
+            columns |= self._trap(trap, batch, scores, seeds)
+        return Explanations(pd.DataFrame(columns), maps[""].cpu().numpy(), curves)
+
+    def _images(self, pixels: np.ndarray) -> torch.Tensor:
+        images = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device).permute(0, 3, 1, 2)
+        return images.float().div(255)
+
+    def _seeds(self, ids: list[str]) -> list[int]:
+        return [int(sample_generator(self.options.seed, "attribution", name).integers(2**62)) for name in ids]
+
+    def _controls(self, probes: Probes, ids: list[str], shuffled: torch.Tensor) -> dict[str, torch.Tensor]:
+        images = probes.images
+        noise = seeded_noise(ids, self.options.seed, "random map", self.explain.grid, images)
+        return {
+            "random": controls.random_map(noise, tuple(images.shape[2:])),
+            "centre": controls.centre_map(images),
+            "edges": controls.edge_map(images),
+            "mask": controls.mask_map(probes.masks, probes.ties),
+            "randomised": shuffled,
+        }
+
+    def _artefact_energy(self, maps: dict[str, torch.Tensor], artefacts: np.ndarray) -> dict[str, np.ndarray]:
+        """The energy of every map in the pixels of every artefact, and the artefacts' share of the image."""
+        columns = {}
+        for artefact, bit in ARTEFACT_BITS.items():
+            region = torch.from_numpy((artefacts & bit) > 0).to(self.device)
+            if not region.any():
+                continue
+            for name, values in maps.items():
+                energy = energy_in(values, region).double().cpu().numpy()
+                columns[column_name(f"energy_in_{artefact}", name)] = energy
+        return columns
+
+    def _trap(self, trap: str, batch: Images, scores: torch.Tensor, seeds: list[int]) -> dict[str, np.ndarray]:
+        """The change of the melanoma score, and whether (0 or 1) the decision turns."""
+        pixels, altered = set_trap(trap, batch.pixels, batch.masks, batch.ids, self.options.seed)
+        after = self.score(self._images(pixels), torch.ones_like(scores, dtype=torch.int64))
+        turned = ((after >= self.info.threshold) != (scores >= self.info.threshold)).cpu().numpy()
+        change = trap_change(scores, after, altered)
+        return {f"trap_{trap}_change": change, f"trap_{trap}_turned": np.where(np.isnan(change), np.nan, turned)}
+
+
+def column_name(measure: str, control: str = "") -> str:
+    """The column of a measure of the method's map, or of a control's."""
+    return f"{measure}__{control}" if control else measure
+
+
+def explain_images(
+    accelerator: Accelerator, model: nn.Module, info: ClassifierInfo, images: Images, options: Options
+) -> Explanations:
+    """Explain all images, on every process.
+
+    Whole batches are dealt to the processes in turn, so that the result is the same for any number of them.
+    """
+    explainer = BatchExplainer(model, info, options, accelerator.device)
+    size = max(1, options.batch_size // COPIES)
+    batches = np.split(np.arange(len(images.ids)), range(size, len(images.ids), size))
+    mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
+    results = []
+    with tqdm(total=len(images.ids), desc="explaining", unit="image", disable=not accelerator.is_main_process) as bar:
+        for number in mine:
+            results.append((number, explainer(images.rows(batches[number]))))
+            bar.update(min(len(batches[number]) * accelerator.num_processes, bar.total - bar.n))
+    parts = [part for _, part in sorted(gather_object(results), key=lambda item: item[0])]
+    return Explanations(
+        pd.concat([part.table for part in parts], ignore_index=True),
+        np.concatenate([part.maps for part in parts]),
+        {key: np.concatenate([part.curves[key] for part in parts]) for key in parts[0].curves},
+    )

@@ -1,0 +1,57 @@
+import numpy as np
+import pytest
+import scipy.ndimage
+import torch
+from explain_nets import random_net
+
+from melanoma_fair_xai.explain import controls
+
+
+def test_the_edge_map_is_sobels(images):
+    grey = images.mean(1).numpy()
+    for found, image in zip(controls.edge_map(images).numpy(), grey, strict=True):
+        expected = np.hypot(*(scipy.ndimage.sobel(image, axis, mode="nearest") for axis in (0, 1)))
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_centre_map_is_a_gaussian_around_the_middle(images):
+    found = controls.centre_map(images)[0]
+    assert found[31, 31] == found[32, 32] == found.max()
+    assert found[32, 44].item() == pytest.approx(np.exp(-((12.5**2 + 0.5**2) / 64**2) / (2 * 0.2**2)), rel=1e-4)
+
+
+def test_the_mask_map_orders_the_lesion_before_the_rest(images):
+    masks = torch.zeros(6, 64, 64, dtype=torch.bool)
+    masks[:, 10:20, 10:20] = True
+    found = controls.mask_map(masks, torch.rand(6, 64, 64))
+    assert (found[masks] > 0.99).all() and (found[~masks] == 0).all()
+    assert len(found[masks].unique()) > 500
+
+
+def test_shuffling_starts_at_the_last_layer_and_keeps_every_value():
+    model = random_net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    names = controls.weighted_layers(model)
+    assert names[-1] == "fc"
+
+    def changed(share: float, seed: int = 0) -> set[str]:
+        state = controls.randomised(model, share, seed).state_dict()
+        for name, value in state.items():
+            assert torch.equal(value.flatten().sort()[0], before[name].flatten().sort()[0])
+        return {name.rpartition(".")[0] for name in state if not torch.equal(state[name], before[name])}
+
+    assert changed(0.0) == {"fc"}
+    assert changed(0.5) == set(names[-round(len(names) / 2) :])
+    assert changed(1.0) == set(names)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    first, again, other = (controls.randomised(model, 1.0, seed).conv1[0].weight for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_similarity_is_one_with_itself_about_none_with_noise_and_nan_for_a_constant():
+    maps = torch.rand(4, 48, 48, generator=torch.Generator().manual_seed(0))
+    others = torch.stack([maps[0], -maps[1], torch.ones(48, 48), torch.rand(48, 48)])
+    spearman, ssim = controls.map_similarity(maps, others)
+    assert spearman[0] == pytest.approx(1) and ssim[0] == pytest.approx(1)
+    assert spearman[1] == pytest.approx(-1) and np.isnan([spearman[2], ssim[2]]).all()
+    assert abs(spearman[3]) < 0.1 and abs(ssim[3]) < 0.2
