@@ -26,8 +26,9 @@ from melanoma_fair_xai.data.loading import UNUSABLE, ColumnNames, Records, load_
 from melanoma_fair_xai.data.masks import decode_masks
 from melanoma_fair_xai.data.targets import apply_target
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
+from melanoma_fair_xai.engine.files import atomic_path
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
-from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME, atomic_path, open_run_folder
+from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME, open_run_folder
 from melanoma_fair_xai.explain.attributions import METHODS, Explainer, LogOdds
 from melanoma_fair_xai.explain.explanation import Images, Options, explain_images
 from melanoma_fair_xai.explain.layers import describe_layers, map_layers
