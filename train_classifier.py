@@ -90,6 +90,10 @@ class DataArguments:
     positive_labels: list[str] = field(default_factory=list, metadata={"help": "Its labels that mean melanoma."})
     lesion_column_name: str | None = field(default=None, metadata={"help": "Column of the group that is never split."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images only."})
+    synthetic_dir: str | None = field(
+        default=None, metadata={"help": "Add images that generate.py wrote to the training split, and to no other."}
+    )
+    synthetic_ratio: float = field(default=1.0, metadata={"help": "So many of them for each real training image."})
 
 
 @dataclass
@@ -208,13 +212,15 @@ def check_arguments(args: Arguments) -> None:
         raise UserError(f"--cross_validation {args.data.cross_validation}: there are {N_FOLDS} folds; give {N_FOLDS}")
     if args.data.cross_validation and args.training.eval_only:
         raise UserError("--cross_validation trains; give --eval_only without it")
+    if args.data.synthetic_dir and args.training.eval_only:
+        raise UserError("--synthetic_dir: generated images are for training; give --eval_only without it")
     if args.data.cross_validation and args.training.resume_from_checkpoint not in (None, LATEST):
         raise UserError("--cross_validation goes on with --resume_from_checkpoint latest alone")
 
 
 def train_and_evaluate(accelerator: Accelerator, folder: Path, args: Arguments) -> None:
     data, model_args, training = args
-    records, target, labels = load_target(accelerator, data)
+    records, target, labels = load_target(accelerator, data, seed=training.seed)
     network = create_classifier(
         model_args.model_name_or_path,
         target.label_names,

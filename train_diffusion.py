@@ -21,7 +21,7 @@ from dataset_scripts.common import UserError, run_command
 from dataset_scripts.splits import MANIFEST_NAME, write_manifest
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.loading import UNUSABLE, ColumnNames, Records, load_records
-from melanoma_fair_xai.diffusion.data import find_conditions
+from melanoma_fair_xai.diffusion.data import find_conditions, pixel_config
 from melanoma_fair_xai.diffusion.export import export_pipeline
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
 from melanoma_fair_xai.diffusion.networks import (
@@ -123,10 +123,8 @@ class TrainingArguments:
     snr_gamma: float | None = field(
         default=5.0, metadata={"help": "Min-SNR weighting of the loss (Hang et al. 2023), on SNR + 1."}
     )
-    condition_dropout: float = field(
-        default=0.5, metadata={"help": "Share of images of which a random part of the conditions is hidden."}
-    )
-    unconditional_share: float = field(default=0.1, metadata={"help": "Share of images of which all are hidden."})
+    condition_dropout: float = field(default=0.1, metadata={"help": "Each condition is hidden this often by itself."})
+    unconditional_share: float = field(default=0.1, metadata={"help": "All are hidden together this often."})
     class_balanced_sampling: bool = field(
         default=False, metadata={"help": "Draw every diagnosis equally often; unknown then means that mixture."}
     )
@@ -248,17 +246,6 @@ def make_task(accelerator: Accelerator, records: Records, data: DataArguments, r
     records = records.without(cache.problems, data.max_skipped_share)
     train = records.table[records.table["split"] == "train"][: data.max_train_samples]
     return Task(records, cache.pixels, find_conditions(train, data.conditions, data.dataset_name))
-
-
-def pixel_config(resolution: int) -> dict:
-    """The shorter side to `resolution`, then the centre: squeezing into a square would change a lesion's shape, and
-    quarter turns would do so both ways."""
-    return {
-        "input_size": (3, resolution, resolution),
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-    }
 
 
 def check_rows(task: Task, train_rows: np.ndarray) -> None:

@@ -17,11 +17,12 @@ import diffusers
 import numpy as np
 import torch
 
-from benchmarks.diffusion_proof import BATCH, Sampler, held_out_drawings, pixels_for
+from benchmarks.diffusion_proof import BATCH, Sampler, held_out_drawings
 from benchmarks.throughput import machine
 from dataset_scripts.common import run_command
-from melanoma_fair_xai.classifier.export import ClassifierInfo, load_classifier
+from melanoma_fair_xai.classifier.export import load_classifier
 from melanoma_fair_xai.data.images import normalise
+from melanoma_fair_xai.diffusion.sample_metrics import squared_mmd
 
 SUBSETS = 50
 
@@ -39,7 +40,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(desc="steps", leave=False)
     classifier, info = load_classifier(arguments.classifier)
     _, pixels = held_out_drawings(arguments.dataset_name, pipeline.unet.config.sample_size)
-    drawings = features(classifier, info, pixels[: 2 * arguments.samples])
+    drawings = features(classifier, info.data_config, pixels[: 2 * arguments.samples])
     reference, others = drawings[: arguments.samples], drawings[arguments.samples :]
 
     result = {"machine": machine(), "diffusers": diffusers.__version__, **vars(arguments), "data": "phantom"}
@@ -53,7 +54,7 @@ def main() -> None:
         result[name] = {
             "steps": steps,
             "seconds_per_image": seconds / arguments.samples,
-            "kid": kid_with_spread(features(classifier, info, images), reference, arguments.seed),
+            "kid": kid_with_spread(features(classifier, info.data_config, images), reference, arguments.seed),
         }
     text = json.dumps(result, indent=2)
     print(text)
@@ -62,26 +63,13 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def features(classifier: torch.nn.Module, info: ClassifierInfo, images: np.ndarray) -> np.ndarray:
+def features(classifier: torch.nn.Module, data_config: dict, images: np.ndarray) -> np.ndarray:
     """What the classifier's last layer sees, float64 (N, features)."""
     batches = []
-    for part in torch.from_numpy(pixels_for(info, images)).permute(0, 3, 1, 2).split(BATCH):
-        inputs = normalise(part, info.data_config)
+    for start in range(0, len(images), BATCH):
+        inputs = normalise(torch.from_numpy(images[start : start + BATCH]).permute(0, 3, 1, 2), data_config)
         batches.append(classifier.forward_head(classifier.forward_features(inputs), pre_logits=True))
     return torch.cat(batches).double().numpy()
-
-
-def kid(first: np.ndarray, second: np.ndarray) -> float:
-    """The unbiased squared maximum mean discrepancy of features (n, d) and (m, d) under the kernel (xy / d + 1)^3."""
-
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return (x @ y.T / x.shape[1] + 1) ** 3
-
-    def within(x: np.ndarray) -> float:
-        values = kernel(x, x)
-        return (values.sum() - np.trace(values)) / (len(x) * (len(x) - 1))
-
-    return float(within(first) + within(second) - 2 * kernel(first, second).mean())
 
 
 def kid_with_spread(first: np.ndarray, second: np.ndarray, seed: int) -> dict:
@@ -91,8 +79,8 @@ def kid_with_spread(first: np.ndarray, second: np.ndarray, seed: int) -> dict:
     def half(x: np.ndarray) -> np.ndarray:
         return x[rng.permutation(len(x))[: len(x) // 2]]
 
-    values = [kid(half(first), half(second)) for _ in range(SUBSETS)]
-    return {"kid": kid(first, second), "sd": float(np.std(values) / np.sqrt(2))}
+    values = [squared_mmd(half(first), half(second)) for _ in range(SUBSETS)]
+    return {"kid": squared_mmd(first, second), "sd": float(np.std(values) / np.sqrt(2))}
 
 
 if __name__ == "__main__":

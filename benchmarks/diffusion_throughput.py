@@ -27,12 +27,12 @@ from benchmarks.throughput import machine, rate
 from dataset_scripts.common import run_command
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.loading import Records, load_records
-from melanoma_fair_xai.diffusion.data import find_conditions
+from melanoma_fair_xai.diffusion.data import find_conditions, pixel_config
 from melanoma_fair_xai.diffusion.networks import PRESETS, count_parameters
 from melanoma_fair_xai.diffusion.process import loss_weights, make_noise_scheduler, training_target
 from melanoma_fair_xai.diffusion.training import DiffusionTraining, Task
 from melanoma_fair_xai.engine.launch import resolve_precision
-from train_diffusion import ModelArguments, TrainingArguments, apply_preset, make_networks, pixel_config
+from train_diffusion import ModelArguments, TrainingArguments, apply_preset, make_networks
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ FLAGS += ["--train_batch_size", "8", "--num_inference_steps", "2", "--validation
 FLAGS += ["--max_train_steps", "16", "--validation_steps", "7", "--mixed_precision", "no", "--ema_max_decay", "0.9"]
 FREQUENT = ["--checkpointing_steps", "2"]
 CONFIGURATIONS = [(processes, workers) for processes in (1, 2) for workers in (0, 2)]
-KILLS = 5
+KILLS = 10
 
 
 def state(folder: Path) -> dict:
@@ -78,7 +78,7 @@ def test_a_killed_run_resumes_exactly(phantoms, tmp_path, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "workers"), CONFIGURATIONS)
-def test_random_kills_resume_exactly(phantoms, tmp_path, processes, workers, capsys):
+def test_ten_random_kills_resume_exactly(phantoms, tmp_path, processes, workers, capsys):
     seed = random.SystemRandom().randrange(10**6)
     generator = random.Random(seed)
     flags = [*FLAGS, "--dataset_name", str(phantoms)]

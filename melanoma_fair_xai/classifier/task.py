@@ -13,7 +13,14 @@ from dataset_scripts.common import UserError
 from dataset_scripts.splits import parse_fold
 from melanoma_fair_xai.classifier.export import ClassifierInfo
 from melanoma_fair_xai.data.cache import decode_once, on_device
-from melanoma_fair_xai.data.loading import GROUP_COLUMNS, ColumnNames, Records, load_records
+from melanoma_fair_xai.data.loading import (
+    GROUP_COLUMNS,
+    ColumnNames,
+    Records,
+    add_synthetic,
+    load_records,
+    load_synthetic,
+)
 from melanoma_fair_xai.data.targets import Target, apply_target
 from melanoma_fair_xai.fairness.groups import DERIVED, group_columns
 
@@ -34,6 +41,8 @@ class DataOptions(Protocol):
     label_column_name: str | None
     positive_labels: list[str]
     lesion_column_name: str | None
+    synthetic_dir: str | None
+    synthetic_ratio: float
 
 
 @dataclass
@@ -58,9 +67,12 @@ class Task:
 
 
 def load_target(
-    accelerator: Accelerator, data: DataOptions, info: ClassifierInfo | None = None
+    accelerator: Accelerator, data: DataOptions, info: ClassifierInfo | None = None, seed: int = 0
 ) -> tuple[Records, Target, np.ndarray]:
-    """The records that take part, what is asked of them, and their labels; `info` is of a model that must fit them."""
+    """The records that take part, what is asked of them, and their labels; `info` is of a model that must fit them.
+
+    Generated images join the train split of the fold; `seed` draws them.
+    """
     fold = parse_fold(data.fold)
     columns = ColumnNames(
         data.image_column_name,
@@ -78,10 +90,12 @@ def load_target(
             data.split_manifest,
             data.max_skipped_share,
         )
+        records = records.for_fold(fold)
+        if data.synthetic_dir:
+            synthetic = load_synthetic(data.synthetic_dir, records)
+            records = add_synthetic(records, synthetic, data.synthetic_ratio, seed)
     group_columns(records.table, data.group_by)
-    selected = apply_target(
-        records.for_fold(fold), data.target, data.confirmed_by_histology, info and info.label_names
-    )
+    selected = apply_target(records, data.target, data.confirmed_by_histology, info and info.label_names)
     if info and info.label_names != selected[1].label_names:
         raise UserError(
             f"--target {data.target}: the model tells {', '.join(info.label_names)} apart; "

@@ -257,12 +257,70 @@ def _positive(labels: pd.Series, columns: ColumnNames, name: str) -> np.ndarray:
     return labels.isin(columns.positive_labels).to_numpy(dtype=int)
 
 
+def is_synthetic(table: pd.DataFrame) -> np.ndarray:
+    """Which rows (bool) are generated images, as their column `synthetic` says."""
+    if "synthetic" not in table:
+        return np.zeros(len(table), dtype=bool)
+    return table["synthetic"].str.lower().isin(["true", "1"]).to_numpy()
+
+
+def load_synthetic(folder: str, real: Records) -> Records:
+    """Images that generate.py wrote, all of them in the train split; their diagnoses mean what they mean in `real`.
+
+    `melanoma` is -1 where no diagnosis was asked for. UserError for a folder that holds anything else, and for a
+    diagnosis that `real` does not have.
+    """
+    parts = _load_dataset(folder, None, None)
+    part = parts["train"] if set(parts) == {"train"} else None
+    if part is None or not {"synthetic", "diagnosis", "lesion_id"} <= set(part.column_names):
+        raise UserError(f"{folder}: not a folder that generate.py wrote; give its --output_dir")
+    # A generator may have learned melanoma or not instead of the diagnoses.
+    meaning = {"benign": 0, "melanoma": 1, UNKNOWN: -1}
+    meaning |= dict(zip(real.table["diagnosis"], real.table["melanoma"], strict=True))
+    diagnoses = _names(part, "diagnosis")
+    strange = sorted(set(diagnoses) - set(meaning))
+    if strange:
+        raise UserError(f"{folder}: diagnosis {strange[0]} is none of {real.name}'s ({', '.join(sorted(meaning))})")
+    table = _read_table(
+        part.add_column("melanoma", [meaning[name] for name in diagnoses]), ColumnNames(), folder, "train"
+    )
+    check_unique(table["image_id"], "image", folder)
+    if not is_synthetic(table).all():
+        raise UserError(f"{folder}: not only generated images; give what generate.py wrote")
+    return Records(folder, _only_image(part, "image"), table, pd.DataFrame(columns=["image_id", "file", "reason"]))
+
+
+def add_synthetic(records: Records, synthetic: Records, ratio: float, seed: int) -> Records:
+    """The records with `ratio` generated images, drawn without replacement, for each real training image.
+
+    They stand in the train split, and column `synthetic` says which they are. UserError if there are too few, or if
+    one has no diagnosis.
+    """
+    training = (records.table["split"] == "train").sum()
+    count = round(ratio * training)
+    if not 0 < count <= len(synthetic.table):
+        raise UserError(
+            f"--synthetic_ratio {ratio:g}: of {training:,} real training images it asks for {count:,} generated ones, "
+            f"and {synthetic.name} has {len(synthetic.table):,}"
+        )
+    unlabelled = synthetic.table["melanoma"] < 0
+    if unlabelled.any():
+        first = synthetic.table["image_id"][unlabelled].iloc[0]
+        raise UserError(f"{synthetic.name}: {first} was made without a diagnosis, so nothing can be learned from it")
+    rows = np.sort(np.random.default_rng(seed).permutation(len(synthetic.table))[:count])
+    added = synthetic.select(np.isin(np.arange(len(synthetic.table)), rows))
+    table = pd.concat([records.table.assign(synthetic="false"), added.table], ignore_index=True)
+    for name in records.table.columns.difference(["age", "ita"]):
+        table[name] = table[name].fillna(UNKNOWN)
+    check_unique(table["image_id"], "image", f"{records.name} with {synthetic.name}")
+    images = datasets.concatenate_datasets([records.images, added.images])
+    skipped = pd.concat([records.skipped, synthetic.skipped], ignore_index=True)
+    return Records(records.name, images, table[[*records.table.columns, "synthetic"]], skipped)
+
+
 def _with_splits(records: Records, split_manifest: str | None) -> Records:
     table = records.table
-    if (
-        "synthetic" in table
-        and (table["synthetic"].str.lower().isin(["true", "1"]) & (table["split"] != "train")).any()
-    ):
+    if (is_synthetic(table) & (table["split"] != "train")).any():
         raise UserError(
             f"{records.name}: synthetic images stand outside the train split; scores on them are not honest"
         )
@@ -282,12 +340,15 @@ def _with_splits(records: Records, split_manifest: str | None) -> Records:
 
 
 def _complete_splits(table: pd.DataFrame) -> np.ndarray:
-    """The data set's own splits; a missing test or validation split is taken from train, by lesion."""
+    """The data set's own splits; a missing test or validation split is taken from train, by lesion.
+
+    Synthetic images stay in train.
+    """
     split = table["split"].to_numpy(dtype=object)
     missing = [name for name in ("test", "validation") if name not in set(split)]
-    if not missing or "train" not in set(split):
+    rows = (split == "train") & ~is_synthetic(table)
+    if not missing or not rows.any():
         return split
-    rows = split == "train"
     lesions = table["lesion_id"].to_numpy()[rows]
     strata = lesion_strata(lesions, table["melanoma"].to_numpy()[rows], table["fitzpatrick"].to_numpy()[rows])
     made = fold_split(assign_folds(lesions, strata))

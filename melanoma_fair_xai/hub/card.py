@@ -14,7 +14,7 @@ from huggingface_hub import DatasetCard, EvalResult, ModelCard, ModelCardData
 from dataset_scripts import fitzpatrick17k, ham10000
 from dataset_scripts.common import SKIN_TYPES, UNKNOWN
 from dataset_scripts.phantom import Phantom
-from melanoma_fair_xai.data.loading import Records
+from melanoma_fair_xai.data.loading import Records, is_synthetic
 from melanoma_fair_xai.engine.files import atomic_path
 from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME
 from melanoma_fair_xai.fairness import FairnessReport
@@ -57,6 +57,7 @@ def write_classifier_card(
         citation=citation,
         target=settings["target"],
         counts=split_counts(records.table, settings["fold"]),
+        synthetic=f"{is_synthetic(records.table).sum():,}" if is_synthetic(records.table).any() else None,
         split=split,
         report=written_report(folder),
         figures=[name for name in ("roc", "training") if (folder / "figures" / f"{name}.png").is_file()],

@@ -1,0 +1,263 @@
+"""Generate lesions with a trained or published generator: a folder of images with a table of what was asked for.
+
+    python generate.py --model_name_or_path runs/diffusion --num_images 256 --diagnosis mel --sex female --age 55 \
+        --localization back --seed 0 --output_dir synthetic/
+
+The folder is an ImageFolder that `load_dataset` and `train_classifier.py --synthetic_dir` read. Run the same command
+again to go on after an interruption.
+"""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from dataset_scripts.common import UserError, run_command
+from melanoma_fair_xai.data.cache import decode_once
+from melanoma_fair_xai.data.loading import Records, is_synthetic, load_records
+from melanoma_fair_xai.diffusion.copies import CopyFinder
+from melanoma_fair_xai.diffusion.data import pixel_config
+from melanoma_fair_xai.diffusion.generation import (
+    CONDITION_NAMES,
+    METADATA_NAME,
+    SCHEDULERS,
+    SETTINGS_NAME,
+    check_conditions,
+    drawn_conditions,
+    generate_batch,
+    grid_conditions,
+    image_seed,
+    load_pipeline,
+    mixed_conditions,
+    read_conditions,
+    read_record,
+    weights_hash,
+    write_image,
+)
+from melanoma_fair_xai.engine.arguments import parse_arguments
+from melanoma_fair_xai.engine.files import PARTIAL_PREFIX, atomic_path, plain, write_json
+from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process
+
+ATTEMPTS = 10  # at an image, before a copy is let through and said to be one
+
+
+@dataclass
+class GenerateArguments:
+    model_name_or_path: str = field(default="runs/diffusion", metadata={"help": "Folder or Hub id of a generator."})
+    revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
+    output_dir: str = field(default="synthetic", metadata={"help": "Folder of the images and metadata.csv."})
+    num_images: int | None = field(default=None, metadata={"help": "Default: one, one of each, or one per table row."})
+    diagnosis: list[str] = field(default_factory=list, metadata={"help": "One or several, mixed at random."})
+    sex: list[str] = field(default_factory=list, metadata={"help": "female, male; likewise."})
+    age: list[float] = field(default_factory=list, metadata={"help": "Years; likewise."})
+    localization: list[str] = field(default_factory=list, metadata={"help": "Body site; likewise."})
+    fitzpatrick: list[str] = field(default_factory=list, metadata={"help": "I to VI; likewise."})
+    ita: list[float] = field(default_factory=list, metadata={"help": "Degrees; likewise."})
+    grid: bool = field(default=False, metadata={"help": "Every combination of the values instead of a random mix."})
+    conditions: str | None = field(default=None, metadata={"help": "A CSV with one row per image instead of values."})
+    like: str | None = field(
+        default=None, metadata={"help": "Draw conditions as they occur together in this data set's training split."}
+    )
+    balance: str | None = field(
+        default=None,
+        metadata={"help": "With --like: columns whose combinations are evened out (melanoma,fitzpatrick)."},
+    )
+    reject_copies: str | None = field(
+        default=None, metadata={"help": "Make images anew that copy the training split of this data set."}
+    )
+    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
+    data_dir: str | None = field(default=None, metadata={"help": "Its raw files (ham10000, fitzpatrick17k)."})
+    scheduler: Literal[tuple(SCHEDULERS)] = field(default="dpm-solver++", metadata={"help": "Sampler."})
+    num_inference_steps: int = field(default=25, metadata={"help": "Its steps."})
+    guidance_scale: float = field(default=1.5, metadata={"help": "1 samples what is asked for, more exaggerates it."})
+    guidance_interval: list[float] = field(
+        default_factory=lambda: [0.0, 1.0], metadata={"help": "Share of the noise levels at which guidance is on."}
+    )
+    batch_size: int = field(default=16, metadata={"help": "Images at a time and process."})
+    precision: Literal["fp32", "bf16", "fp16"] = field(default="fp32", metadata={"help": "Of the networks."})
+    image_format: Literal["png", "jpg"] = field(default="png", metadata={"help": "png is without loss."})
+    seed: int = field(default=0, metadata={"help": "Fixes conditions and images."})
+
+
+def main() -> None:
+    (arguments,) = parse_arguments(GenerateArguments)
+    check_arguments(arguments)
+    with explained_errors("--batch_size"):
+        accelerator = create_accelerator()
+        pipeline = load_pipeline(arguments.model_name_or_path, arguments.revision)
+        records = load_data(accelerator, arguments)
+        conditions = plan(arguments, pipeline, records)
+        notes = check_conditions(pipeline.conditioner, conditions, arguments.conditions or "conditions")
+        accelerator.print("\n".join(f"warning: {note}" for note in notes), end="\n" if notes else "")
+        settings = plain({**asdict(arguments), "weights": weights_hash(pipeline)})
+        folder = Path(arguments.output_dir)
+        on_main_process(accelerator, lambda: open_folder(folder, settings))
+        finder = copy_finder(accelerator, records, pipeline) if arguments.reject_copies else None
+        generate(accelerator, pipeline, conditions, folder, arguments, finder)
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            write_metadata(folder, conditions, settings)
+
+
+def check_arguments(arguments: GenerateArguments) -> None:
+    """UserError for flags that contradict one another, or ask for nothing."""
+    given = [name for name in CONDITION_NAMES if getattr(arguments, name)]
+    sources = [flag for flag in ("conditions", "like") if getattr(arguments, flag)] + (
+        ["grid"] if arguments.grid else []
+    )
+    if len(sources) > 1 or (given and set(sources) & {"conditions", "like"}):
+        first, second = (sources + given)[:2]
+        raise UserError(f"--{first} and --{second} both say what to generate; give one of them")
+    if arguments.grid and not given:
+        raise UserError("--grid: give the values to combine, such as --diagnosis mel nv --sex female male")
+    if arguments.balance and not arguments.like:
+        raise UserError("--balance evens out what --like draws from; give --like DATASET, too")
+    if arguments.like and arguments.reject_copies not in (None, arguments.like):
+        raise UserError(f"--reject_copies {arguments.reject_copies}: give the data set of --like, {arguments.like}")
+    for name, least in (
+        ("num_images", 1),
+        ("num_inference_steps", 1),
+        ("batch_size", 1),
+        ("guidance_scale", 0),
+        ("seed", 0),
+    ):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise UserError(f"--{name} {value}: give {least} or more")
+    interval = arguments.guidance_interval
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise UserError(f"--guidance_interval {' '.join(map(str, interval))}: give two shares, as in 0.2 0.8")
+
+
+def load_data(accelerator: Accelerator, arguments: GenerateArguments) -> Records | None:
+    """The data set that conditions are drawn from or copies are looked for in, if any."""
+    name = arguments.like or arguments.reject_copies
+    if name is None:
+        return None
+    with accelerator.local_main_process_first():
+        records = load_records(name, arguments.dataset_config_name, arguments.data_dir)
+    if is_synthetic(records.table).any():
+        raise UserError(f"{name}: holds generated images; name the real data set")
+    return records
+
+
+def copy_finder(accelerator: Accelerator, records: Records, pipeline: Any) -> CopyFinder:
+    with accelerator.local_main_process_first():
+        pixels = decode_once(records.images, pixel_config(pipeline.unet.config.sample_size)).pixels
+    return CopyFinder.of(pixels, (records.table["split"] == "train").to_numpy())
+
+
+def plan(arguments: GenerateArguments, pipeline: Any, records: Records | None) -> pd.DataFrame:
+    """What to ask for, one row per image."""
+    number = arguments.num_images
+    if arguments.conditions:
+        table = read_conditions(arguments.conditions)
+        if number not in (None, len(table)):
+            raise UserError(f"--num_images {number}: {arguments.conditions} has {len(table)} rows; leave the flag out")
+        return table
+    if arguments.like:
+        if number is None:
+            raise UserError("--like: say how many with --num_images")
+        balance = arguments.balance.split(",") if arguments.balance else []
+        training = records.table[records.table["split"] == "train"]
+        return drawn_conditions(training, pipeline.conditioner.names, balance, number, arguments.seed)
+    values = {name: getattr(arguments, name) for name in CONDITION_NAMES if getattr(arguments, name)}
+    if not values:  # nothing asked for: as training had it
+        return pd.DataFrame(index=range(number or 1))
+    return grid_conditions(values, number) if arguments.grid else mixed_conditions(values, number or 1, arguments.seed)
+
+
+def open_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Make the folder, or go on in one that the same command began. UserError if it holds anything else."""
+    free = ("output_dir", "data_dir", "model_name_or_path", "revision")  # the weights are compared by their hash
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
+        path.unlink()
+    if (folder / SETTINGS_NAME).is_file():
+        earlier = pd.read_json(folder / SETTINGS_NAME, typ="series", convert_dates=False).to_dict()
+        for name, value in settings.items():
+            if name not in free and plain(earlier.get(name)) != value:
+                raise UserError(
+                    f"--output_dir {folder}: made with {name} {earlier.get(name)}, not {value}; choose another folder"
+                )
+    elif any(folder.iterdir()):
+        raise UserError(f"--output_dir {folder}: holds files that generate.py did not write; choose another folder")
+    write_json(folder / SETTINGS_NAME, settings)
+
+
+def image_path(folder: Path, index: int, image_format: str) -> Path:
+    return folder / f"{index:06d}.{image_format}"
+
+
+def generate(
+    accelerator: Accelerator,
+    pipeline: Any,
+    conditions: pd.DataFrame,
+    folder: Path,
+    arguments: GenerateArguments,
+    finder: CopyFinder | None,
+) -> None:
+    """Make what is not there yet or torn; whole batches are dealt to the processes in turn."""
+    pipeline.scheduler = SCHEDULERS[arguments.scheduler].from_config(pipeline.scheduler.config)
+    pipeline.to(
+        accelerator.device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision]
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    options = {"num_inference_steps": arguments.num_inference_steps, "guidance_scale": arguments.guidance_scale}
+    options["guidance_interval"] = tuple(arguments.guidance_interval)
+    missing = [i for i in range(len(conditions)) if read_record(image_path(folder, i, arguments.image_format)) is None]
+    missing = on_main_process(accelerator, lambda: missing)
+    batches = [missing[i : i + arguments.batch_size] for i in range(0, len(missing), arguments.batch_size)]
+    mine = batches[accelerator.process_index :: accelerator.num_processes]
+    bar = tqdm(total=len(missing), desc="generating", unit="image", disable=not accelerator.is_main_process)
+    for batch in mine:
+        todo = {index: 0 for index in batch}  # attempts so far
+        while todo:
+            indices = list(todo)
+            seeds = [image_seed(arguments.seed, index, todo[index]) for index in indices]
+            images = generate_batch(pipeline, conditions.iloc[indices], seeds, arguments.batch_size, **options)
+            copies = finder.are_copies(images) if finder else np.zeros(len(images), dtype=bool)
+            for index, seed, image, copy in zip(indices, seeds, images, copies, strict=True):
+                if copy and todo[index] + 1 < ATTEMPTS:
+                    todo[index] += 1
+                    continue
+                record = {"seed": seed, "rejected": todo.pop(index), "copy": bool(copy), "synthetic": True}
+                write_image(image, image_path(folder, index, arguments.image_format), record)
+        bar.update(len(batch) * accelerator.num_processes)
+    bar.close()
+
+
+def write_metadata(folder: Path, conditions: pd.DataFrame, settings: dict[str, Any]) -> None:
+    """metadata.csv, with which the folder is an ImageFolder, and what to do with it."""
+    paths = [image_path(folder, index, settings["image_format"]) for index in range(len(conditions))]
+    records = [read_record(path) for path in paths]
+    table = pd.DataFrame(
+        {"file_name": [path.name for path in paths], "image_id": [f"synthetic-{p.stem}" for p in paths]}
+    )
+    for name in CONDITION_NAMES:
+        table[name] = conditions[name].to_numpy() if name in conditions else None
+    table["seed"] = [record["seed"] for record in records]
+    for name in ("scheduler", "num_inference_steps", "guidance_scale"):
+        table[name] = settings[name]
+    table["model"], table["revision"] = settings["model_name_or_path"], settings["revision"]
+    table["weights"], table["synthetic"] = settings["weights"], True
+    if settings["reject_copies"]:
+        table["rejected"] = [record["rejected"] for record in records]
+        table["copy"] = [record["copy"] for record in records]
+        print(
+            f"{table['rejected'].sum()} likely copies made anew, {table['copy'].sum()} left after {ATTEMPTS} attempts"
+        )
+    table["lesion_id"] = table["image_id"]
+    with atomic_path(folder / METADATA_NAME) as path:
+        table.replace("unknown", None).to_csv(path, index=False)
+    print(f"{len(table)} images and {METADATA_NAME} in {folder}; read them with")
+    print(f"  load_dataset('imagefolder', data_dir='{folder}')")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,197 @@
+"""What generate.py is made of: conditions to ask for, a seed per image, and images that say how they were made."""
+
+import hashlib
+import io
+import itertools
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import pandas as pd
+import PIL.Image
+import PIL.PngImagePlugin
+import torch
+
+from dataset_scripts.common import READ_ERRORS, UNKNOWN, UserError, image_content_problem, read_problem, read_table
+from melanoma_fair_xai.diffusion.lesion_conditioner import CATEGORIES, MEASURES, LesionConditioner
+from melanoma_fair_xai.engine.files import atomic_path
+from melanoma_fair_xai.engine.seeding import sample_generator
+
+SCHEDULERS = {
+    "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
+    "unipc": diffusers.UniPCMultistepScheduler,
+    "ddim": diffusers.DDIMScheduler,
+    "ddpm": diffusers.DDPMScheduler,
+    "euler": diffusers.EulerDiscreteScheduler,
+}
+CONDITION_NAMES = (*CATEGORIES, *MEASURES)
+RECORD_KEY = "lesion"  # of the text in a PNG; in a JPEG it is the comment
+METADATA_NAME = "metadata.csv"
+SETTINGS_NAME = "generate_args.json"
+
+
+def load_pipeline(name_or_path: str, revision: str | None = None) -> diffusers.DiffusionPipeline:
+    """A published generator from a folder or Hub id. UserError if there is none."""
+    try:
+        pipeline = diffusers.DiffusionPipeline.from_pretrained(name_or_path, revision=revision, trust_remote_code=True)
+    except (OSError, ValueError, RuntimeError, AttributeError, ImportError) as error:
+        reason = read_problem(error)
+        raise UserError(
+            f"--model_name_or_path {name_or_path}: no generator that can be loaded ({reason}); give the folder or Hub "
+            "id of what train_diffusion.py exported"
+        ) from None
+    if not hasattr(pipeline, "conditioner"):
+        raise UserError(f"--model_name_or_path {name_or_path}: a {type(pipeline).__name__}, not a LesionPipeline")
+    return pipeline
+
+
+def weights_hash(pipeline: diffusers.DiffusionPipeline) -> str:
+    """SHA-256 of all weights of a pipeline, by name."""
+    digest = hashlib.sha256()
+    for module in (pipeline.unet, pipeline.conditioner):
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def mixed_conditions(values: Mapping[str, Sequence], number: int, seed: int) -> pd.DataFrame:
+    """`number` rows, each condition drawn evenly and independently from its values."""
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {name: [given[i] for i in rng.integers(len(given), size=number)] for name, given in values.items()}
+    )
+
+
+def grid_conditions(values: Mapping[str, Sequence], number: int | None) -> pd.DataFrame:
+    """Every combination of the values, the last condition changing fastest, over and over up to `number` rows."""
+    combinations = list(itertools.product(*values.values()))
+    rows = itertools.islice(itertools.cycle(combinations), number or len(combinations))
+    return pd.DataFrame(rows, columns=list(values))
+
+
+def drawn_conditions(
+    table: pd.DataFrame, names: Sequence[str], balance: Sequence[str], number: int, seed: int
+) -> pd.DataFrame:
+    """`number` rows of the conditions `names` as they occur together in `table`, drawn with replacement.
+
+    With `balance` every combination of these columns that occurs is drawn equally often, unknown ones left out.
+    UserError for a column that is not there.
+    """
+    for name in balance:
+        if name not in table:
+            raise UserError(f"--balance {name}: no such column; choose from {', '.join(table.columns)}")
+        table = table[table[name] != UNKNOWN]
+    if table.empty:
+        raise UserError(f"--balance {','.join(balance)}: no image has all of them known")
+    weights = None
+    if balance:
+        keys = table[list(balance)].astype(str).agg("|".join, axis=1)
+        weights = 1 / keys.map(keys.value_counts())
+        weights = weights / weights.sum()
+    rows = np.random.default_rng(seed).choice(len(table), size=number, p=weights)
+    return table[list(names)].iloc[rows].reset_index(drop=True)
+
+
+def read_conditions(path: str) -> pd.DataFrame:
+    """A CSV with one row per image and a column per condition, empty for unknown; numbers for age and ita.
+
+    UserError that lists every unknown column and every cell that is no number.
+    """
+    table = read_table(path)
+    problems = [
+        f"column {name}: choose from {', '.join(CONDITION_NAMES)}"
+        for name in table
+        if name not in (*CONDITION_NAMES, "line")
+    ]
+    for name in MEASURES:
+        if name in table:
+            numbers = pd.to_numeric(table[name].replace("", np.nan), errors="coerce")
+            wrong = (table[name] != "") & numbers.isna()
+            problems += [
+                f"line {line}: {name} {cell!r} is not a number"
+                for cell, line in table.loc[wrong, [name, "line"]].values
+            ]
+            table[name] = numbers
+    if problems:
+        raise UserError(f"{path}: {len(problems)} problem(s), nothing was generated\n  " + "\n  ".join(problems))
+    if table.empty:
+        raise UserError(f"{path}: no rows; give one per image")
+    return table.set_index("line").replace("", None)
+
+
+def check_conditions(conditioner: LesionConditioner, table: pd.DataFrame, where: str) -> list[str]:
+    """What the model warns of among the rows; UserError that lists every row that it refuses."""
+    problems, notes = [], []
+    for row, values in table.iterrows():
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for name, value in values.items():
+                try:
+                    conditioner.encode({name: [plain_value(value)]}, 1)
+                except ValueError as error:
+                    problems.append(f"{'line' if table.index.name else 'image'} {row}: {error}")
+        notes += [str(note.message) for note in caught]
+    if problems:
+        raise UserError(f"{where}: {len(problems)} problem(s), nothing was generated\n  " + "\n  ".join(problems))
+    return list(dict.fromkeys(notes))
+
+
+def plain_value(value: Any) -> str | float | None:
+    """A cell as the pipeline takes it: None for unknown."""
+    if value is None or value == UNKNOWN or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return value if isinstance(value, str) else float(value)
+
+
+def image_seed(seed: int, index: int, attempt: int = 0) -> int:
+    """The seed of an image, from 0 to 2**63 - 1; `attempt` counts images that were rejected before it."""
+    return int(sample_generator(seed, attempt, index).integers(2**63))
+
+
+def write_image(image: PIL.Image.Image, path: Path, record: Mapping[str, Any]) -> None:
+    """Write an image whole or not at all, with a record of how it was made inside (JSON)."""
+    text = json.dumps(record)
+    with atomic_path(path) as partial:
+        if path.suffix == ".png":
+            information = PIL.PngImagePlugin.PngInfo()
+            information.add_text(RECORD_KEY, text)
+            image.save(partial, format="png", pnginfo=information)
+        else:
+            image.save(partial, format="jpeg", quality=95, comment=text)
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The record in an image that `write_image` wrote; None if it is not there, torn, or none of ours."""
+    try:
+        content = path.read_bytes()
+        if image_content_problem(content):
+            return None
+        with PIL.Image.open(io.BytesIO(content)) as image:
+            image.load()
+            text = image.info.get(RECORD_KEY) or image.info.get("comment")
+        return dict(json.loads(text))
+    except (*READ_ERRORS, ValueError, TypeError):
+        return None
+
+
+def generate_batch(
+    pipeline: diffusers.DiffusionPipeline,
+    conditions: pd.DataFrame,
+    seeds: Sequence[int],
+    batch_size: int,
+    **options: Any,
+) -> list[PIL.Image.Image]:
+    """One image per row and seed. The batch is filled up to `batch_size`: the last bits depend on its size alone."""
+    filler = batch_size - len(conditions)
+    rows = pd.concat([conditions, conditions.iloc[[-1] * filler]]) if filler else conditions
+    columns = {name: [plain_value(value) for value in rows[name]] for name in rows}
+    generators = [torch.Generator().manual_seed(seed) for seed in [*seeds, *[0] * filler]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said once for all images before the first one was made
+        images = pipeline(**columns, batch_size=batch_size, generator=generators, **options).images
+    return images[: len(conditions)]
