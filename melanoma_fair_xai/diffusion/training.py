@@ -356,7 +356,7 @@ class DiffusionTraining:
         self.unet.train()
         self._record(losses)
         if self.accelerator.is_main_process:
-            title = f"{self.task.records.name}, step {step:,} of {self.total_steps:,}"
+            title = f"{Path(self.task.records.name).name}, step {step:,} of {self.total_steps:,}"
             draw_sheet(images, sheet_rows, sheet_columns, self.folder / "samples" / f"step-{step:06d}.png", title)
             for tracker in self.accelerator.trackers:
                 tracker.log_images({"samples": images}, step=step, dataformats="NHWC")
