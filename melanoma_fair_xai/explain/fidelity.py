@@ -38,7 +38,7 @@ class Scorer:
     def __call__(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         """The probability float32 (N,) of each image's target (1 melanoma, 0 its absence)."""
         if images.device.type == "cpu" and not self.is_frozen:
-            # Batch norms and activations become parts of the convolutions: twice the speed, the same to about 1e-6.
+            # Batch norms and activations become parts of the convolutions: faster, and the same to about 1e-6.
             self.net, self.is_frozen = _frozen(self.net, images[:2]), True
         log_odds = torch.cat([self.net(batch) for batch in images.split(self.batch_size)])
         return log_odds.gather(1, targets[:, None])[:, 0].sigmoid()
