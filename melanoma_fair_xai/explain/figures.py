@@ -31,7 +31,8 @@ def plot_fidelity(explanations: Explanations, method: str, path: Path) -> None:
                 axis.plot(PERCENTILES, np.nanmean(curve, axis=0), label=name or method, **style)
         axis.set(xlabel="pixels above this percentile are changed", ylabel="mean |change of score|", title=title)
         axis.set_ylim(bottom=0)
-    axes[0, 0].legend(frameon=False)
+    if axes[0, 0].lines:  # none where no map of any image could be used
+        axes[0, 0].legend(frameon=False)
     curve = explanations.curves["", "blacken"]
     curve = curve[np.isfinite(curve).all(axis=1)]
     axes[1, 0].boxplot(curve, tick_labels=[str(p) for p in PERCENTILES], flierprops={"markersize": 2})
