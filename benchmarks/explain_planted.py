@@ -1,6 +1,6 @@
 """Planted truth: is a classifier that learned a ruler caught, and one that could not left alone? On phantoms.
 
-    python -m benchmarks.explain_planted --seeds 5
+    python -m benchmarks.explain_planted --seeds 3
 
 For each seed, phantoms are drawn with and without `--confounder ruler`, a small net is trained on each, and explain.py
 says what it finds on the test split: the energy of Grad-CAM in the ruler against every control, and the change of the
@@ -24,7 +24,7 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Planted rulers, caught or not, over seeds.")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     rows = []
     for seed in range(arguments.seeds):
@@ -38,7 +38,7 @@ def main() -> None:
     print(table.groupby("confounder")[["caught_by_energy", "caught_by_trap"]].sum())
 
 
-def planted(folder: Path, confounder: str | None, seed: int, num_images: int = 1000, epochs: int = 12) -> dict:
+def planted(folder: Path, confounder: str | None, seed: int, num_images: int = 700, epochs: int = 10) -> dict:
     """Draw, train and explain; what the report finds about rulers."""
     tied = ["--confounder", confounder] if confounder else []
     run("-m", "dataset_scripts.phantom", "--num_images", num_images, "--image_size", 64, "--seed", seed, *tied,
