@@ -8,12 +8,14 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical
 
 .PHONY: quickstart quickstart-diffusion test test-slow quality style bench clean
 
-quickstart: $(INSTALLED)  ## draw phantom lesions, train a small classifier on them, evaluate it
+quickstart: $(INSTALLED)  ## draw phantom lesions, train a small classifier on them, evaluate it, explain it
 	$(BIN)/python -m dataset_scripts.phantom --num_images 3000 --image_size 64 \
 		--output_dir data/quickstart --overwrite_output_dir
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml train_classifier.py --dataset_name data/quickstart \
 		--model_name_or_path resnet18 --no_pretrained --image_size 64 --num_train_epochs 8 \
 		--output_dir runs/quickstart --overwrite_output_dir
+	$(BIN)/python explain.py --model_name_or_path runs/quickstart --dataset_name data/quickstart --max_samples 24 \
+		--trap ruler --eval_batch_size 16 --output_dir runs/quickstart-explained --overwrite_output_dir
 
 quickstart-diffusion: $(INSTALLED)  ## draw phantom lesions, train a small generator on them, leave a sheet of its samples
 	$(BIN)/python -m dataset_scripts.phantom --num_images 8000 --images_per_lesion 1 --image_size 32 \
@@ -41,6 +43,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.throughput
 	$(BIN)/python -m benchmarks.fairness_speed
 	$(BIN)/python -m benchmarks.diffusion_throughput
+	$(BIN)/python -m benchmarks.explain_speed
 
 clean:
 	rm -rf $(VENV)
