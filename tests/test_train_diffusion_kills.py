@@ -78,7 +78,7 @@ def test_a_killed_run_resumes_exactly(phantoms, tmp_path, processes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("processes", "workers"), CONFIGURATIONS)
-def test_ten_random_kills_resume_exactly(phantoms, tmp_path, processes, workers, capsys):
+def test_ten_random_kills_resume_exactly(phantoms, tmp_path, processes, workers, record_property):
     seed = random.SystemRandom().randrange(10**6)
     generator = random.Random(seed)
     flags = [*FLAGS, "--dataset_name", str(phantoms)]
@@ -92,8 +92,8 @@ def test_ten_random_kills_resume_exactly(phantoms, tmp_path, processes, workers,
         count, differing = differences(reference, state(folder))
         assert differing == [], f"seed {seed}, kill {number}"
         tensors += count
-    with capsys.disabled():
-        print(
-            f"\ntrain_diffusion.py, {processes} processes, {workers} workers, seed {seed}: {KILLS} kills, "
-            f"{while_writing} while a checkpoint was being written: 0 of {tensors} tensors differ"
-        )
+    record_property(
+        "measured",
+        f"train_diffusion.py, {processes} processes, {workers} workers, seed {seed}: {KILLS} kills, "
+        f"{while_writing} while a checkpoint was being written: 0 of {tensors} tensors differ",
+    )
