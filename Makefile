@@ -9,7 +9,7 @@ PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical
 .PHONY: quickstart quickstart-diffusion test test-slow quality style bench clean
 
 quickstart: $(INSTALLED)  ## draw phantom lesions, train a small classifier on them, evaluate it, explain it
-	$(BIN)/python -m dataset_scripts.phantom --num_images 3000 --image_size 64 \
+	$(BIN)/python -m dataset_scripts.phantom --num_images 2500 --image_size 64 \
 		--output_dir data/quickstart --overwrite_output_dir
 	$(BIN)/accelerate launch --config_file accelerate_configs/cpu.yaml train_classifier.py --dataset_name data/quickstart \
 		--model_name_or_path resnet18 --no_pretrained --image_size 64 --num_train_epochs 8 \
