@@ -78,10 +78,6 @@ class LesionConditioner(ModelMixin, ConfigMixin):
         )
         return torch.cat([angles.sin(), angles.cos()], dim=1)
 
-    def unknown_conditions(self, number: int) -> dict[str, torch.Tensor]:
-        """`number` images of which nothing is known, as `encode` gives them."""
-        return self.encode({}, number)
-
     def encode(self, values: dict[str, Sequence], number: int) -> dict[str, torch.Tensor]:
         """Names or ids of categories and numbers of measures, `number` of each, as tensors on the model's device.
 
