@@ -3,6 +3,7 @@
 import contextlib
 import os
 import resource
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,13 @@ from dataset_scripts.phantom import Phantom
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "MELANOMA_FAIR_XAI_DATA"
+
+
+def pytest_configure(config) -> None:
+    """Each test process has its own copy of the code that comes with models: diffusers rewrites it at every load."""
+    folder = tempfile.TemporaryDirectory()
+    config.add_cleanup(folder.cleanup)
+    os.environ["HF_MODULES_CACHE"] = folder.name
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import filelock
 import numpy as np
 import pandas as pd
 import PIL.Image
 import PIL.PngImagePlugin
 import torch
+from diffusers.utils import HF_MODULES_CACHE
 
 from dataset_scripts.common import READ_ERRORS, UNKNOWN, UserError, image_content_problem, read_problem, read_table
 from melanoma_fair_xai.diffusion.lesion_conditioner import CATEGORIES, MEASURES, LesionConditioner
@@ -36,8 +38,13 @@ SETTINGS_NAME = "generate_args.json"
 
 def load_pipeline(name_or_path: str, revision: str | None = None) -> diffusers.DiffusionPipeline:
     """A published generator from a folder or Hub id. UserError if there is none."""
+    Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
     try:
-        pipeline = diffusers.DiffusionPipeline.from_pretrained(name_or_path, revision=revision, trust_remote_code=True)
+        # Each load copies the pipeline's code to the same place, where another process may be reading it.
+        with filelock.FileLock(Path(HF_MODULES_CACHE, "lesion_pipeline.lock")):
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(
+                name_or_path, revision=revision, trust_remote_code=True
+            )
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError) as error:
         reason = read_problem(error)
         raise UserError(
