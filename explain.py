@@ -21,8 +21,9 @@ from accelerate.utils import set_seed
 from dataset_scripts.builder import SKIPPED_NAME
 from dataset_scripts.common import IMAGE_SUFFIXES, UNKNOWN, UserError, run_command
 from melanoma_fair_xai.classifier.export import ClassifierInfo, load_classifier
+from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.data.cache import decode_once
-from melanoma_fair_xai.data.loading import UNUSABLE, ColumnNames, Records, load_records
+from melanoma_fair_xai.data.loading import UNUSABLE, Records
 from melanoma_fair_xai.data.masks import decode_masks
 from melanoma_fair_xai.data.targets import apply_target
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
@@ -35,6 +36,14 @@ from melanoma_fair_xai.explain.layers import describe_layers, map_layers
 from melanoma_fair_xai.explain.report import Facts, write_report
 from melanoma_fair_xai.explain.summary import error_types
 from melanoma_fair_xai.explain.traps import ERASERS, TRAPS
+
+
+@dataclass
+class SplitArguments(DataArguments):
+    dataset_name: str | None = field(
+        default=None, metadata={"help": "As for train_classifier.py: a name, folder or Hub id; or give --images."}
+    )
+    split: str = field(default="test", metadata={"help": "train, validation, test or all."})
 
 
 @dataclass
@@ -53,25 +62,6 @@ class ExplainArguments:
     images: list[str] = field(
         default_factory=list, metadata={"help": "Image files and folders, instead of a data set."}
     )
-    dataset_name: str | None = field(
-        default=None,
-        metadata={"help": "ham10000, fitzpatrick17k, phantom, or a folder or Hub id that load_dataset reads."},
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the raw files (ham10000, fitzpatrick17k)."}
-    )
-    split: str = field(default="test", metadata={"help": "train, validation, test or all."})
-    split_manifest: str | None = field(default=None, metadata={"help": "A split_manifest.csv that fixes the splits."})
-    max_skipped_share: float = field(
-        default=0.05, metadata={"help": "The share of unusable images above which the run stops."}
-    )
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images in your own data set."})
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the labels in your own data set."}
-    )
-    positive_labels: list[str] = field(default_factory=list, metadata={"help": "Its labels that mean melanoma."})
-    lesion_column_name: str | None = field(default=None, metadata={"help": "Column of the group that images share."})
     max_samples: int | None = field(default=None, metadata={"help": "So many images, drawn by the seed."})
     gallery: int = field(default=4, metadata={"help": "Images of each error type on the page of examples; 0: none."})
     output_dir: str = field(default="runs/explanation", metadata={"help": "The folder of the report."})
@@ -81,12 +71,12 @@ class ExplainArguments:
 
 
 def main() -> None:
-    (arguments,) = parse_arguments(ExplainArguments)
+    arguments, data = parse_arguments(ExplainArguments, SplitArguments)
     model, info = load_classifier(arguments.model_name_or_path, arguments.revision)
     if arguments.list_layers:
         print(describe_layers(map_layers(model, info.data_config["input_size"])))
         return
-    check(arguments)
+    check(arguments, data)
     set_seed(arguments.seed)
     with explained_errors("--eval_batch_size"):
         accelerator = create_accelerator()
@@ -102,9 +92,9 @@ def main() -> None:
         net = LogOdds(model, info.data_config, info.positive)
         layer = Explainer(net, arguments.method, info.data_config["input_size"], arguments.layer).layer
         with open_run_folder(accelerator, arguments.output_dir, overwrite=arguments.overwrite_output_dir) as folder:
-            records, images = load_images(accelerator, arguments, info)
+            records, images = load_images(accelerator, arguments, data, info)
             if accelerator.is_main_process:
-                save_arguments(folder / ARGUMENTS_NAME, arguments)
+                save_arguments(folder / ARGUMENTS_NAME, arguments, data)
                 with atomic_path(folder / SKIPPED_NAME) as path:
                     records.skipped.to_csv(path, index=False)
             explanations = explain_images(accelerator, model, info, images, options)
@@ -112,8 +102,8 @@ def main() -> None:
                 explanations.table = full_table(records.table, explanations.table, info)
                 facts = Facts(
                     model=arguments.model_name_or_path,
-                    data=arguments.dataset_name or f"{len(images.ids)} images by name",
-                    split="" if arguments.images else arguments.split,
+                    data=data.dataset_name or f"{len(images.ids)} images by name",
+                    split="" if arguments.images else data.split,
                     phantoms=records.are_phantoms,
                     method=arguments.method,
                     layer="" if layer is None else f"{layer.name} ({layer.grid[0]} x {layer.grid[1]})",
@@ -124,9 +114,9 @@ def main() -> None:
                 print(write_report(folder, explanations, images.pixels, facts, arguments.gallery))
 
 
-def check(arguments: ExplainArguments) -> None:
+def check(arguments: ExplainArguments, data: SplitArguments) -> None:
     """UserError for flags that do not go together, before anything is loaded."""
-    if bool(arguments.images) == bool(arguments.dataset_name):
+    if bool(arguments.images) == bool(data.dataset_name):
         raise UserError("give either --images, or --dataset_name with --split")
     if Path(arguments.output_dir).resolve() == Path(arguments.model_name_or_path).resolve():
         raise UserError(f"--output_dir {arguments.output_dir}: the model's own folder; choose another")
@@ -138,16 +128,18 @@ def check(arguments: ExplainArguments) -> None:
             raise UserError(f"--{name} {getattr(arguments, name)}: give 1 or more")
 
 
-def load_images(accelerator: Accelerator, arguments: ExplainArguments, info: ClassifierInfo) -> tuple[Records, Images]:
+def load_images(
+    accelerator: Accelerator, arguments: ExplainArguments, data: SplitArguments, info: ClassifierInfo
+) -> tuple[Records, Images]:
     """The records to explain and their pixels and masks, as the model sees them; what cannot be used is set aside."""
     with accelerator.local_main_process_first():
         if arguments.images:
             records = name_images(arguments.images)
-            records = records.select(chosen(records.table, arguments))
         else:
-            records = load_split(arguments, info)
+            records = load_split(data, info)
+        records = records.select(chosen(records.table, arguments))
         cache = decode_once(records.images, info.data_config, show_progress=accelerator.is_local_main_process)
-    records = records.without(cache.problems, 1.0 if arguments.images else arguments.max_skipped_share)
+    records = records.without(cache.problems, 1.0 if arguments.images else data.max_skipped_share)
     usable = (records.table["split"] != UNUSABLE).to_numpy()
     if not usable.any():
         first = records.skipped.iloc[0]
@@ -165,31 +157,16 @@ def load_images(accelerator: Accelerator, arguments: ExplainArguments, info: Cla
     return records, Images(records.table["image_id"].tolist(), pixels, masks, drawn.get("artefact_mask"))
 
 
-def load_split(arguments: ExplainArguments, info: ClassifierInfo) -> Records:
+def load_split(data: SplitArguments, info: ClassifierInfo) -> Records:
     """The images of a split that answer the question which the model was trained on."""
-    columns = ColumnNames(
-        arguments.image_column_name,
-        arguments.label_column_name,
-        tuple(arguments.positive_labels),
-        arguments.lesion_column_name,
-    )
-    records = load_records(
-        arguments.dataset_name,
-        arguments.dataset_config_name,
-        arguments.data_dir,
-        columns,
-        arguments.split_manifest,
-        arguments.max_skipped_share,
-    )
     question = info.training.get("target", "melanoma_vs_rest")
-    records, _, _ = apply_target(records, question, label_names=info.label_names)
-    splits = ["train", "validation", "test"] if arguments.split == "all" else [arguments.split]
+    records, _, _ = apply_target(data.load(), question, label_names=info.label_names)
+    splits = ["train", "validation", "test"] if data.split == "all" else [data.split]
     keep = records.table["split"].isin(splits).to_numpy()
     if not keep.any():
         known = ", ".join(sorted(set(records.table["split"])))
-        raise UserError(f"--split {arguments.split}: {records.name} has no such images; its splits are {known}")
-    records = records.select(keep)
-    return records.select(chosen(records.table, arguments))
+        raise UserError(f"--split {data.split}: {records.name} has no such images; its splits are {known}")
+    return records.select(keep)
 
 
 def chosen(table: pd.DataFrame, arguments: ExplainArguments) -> np.ndarray:

@@ -31,10 +31,9 @@ from melanoma_fair_xai.classifier.protocols import (
     original_protocol,
 )
 from melanoma_fair_xai.classifier.report import plot_roc, plot_training
-from melanoma_fair_xai.classifier.task import Task, check_classes, load_target, make_task
+from melanoma_fair_xai.classifier.task import Task, TaskArguments, check_classes, load_target, make_task
 from melanoma_fair_xai.classifier.training import ClassifierTraining
 from melanoma_fair_xai.data.loading import UNUSABLE, Records
-from melanoma_fair_xai.data.targets import TARGETS
 from melanoma_fair_xai.engine.arguments import command_line, parse_arguments, save_arguments
 from melanoma_fair_xai.engine.checkpoints import forget_training
 from melanoma_fair_xai.engine.files import atomic_path
@@ -45,55 +44,6 @@ from melanoma_fair_xai.fairness import FairnessReport, compare, evaluate_predict
 from melanoma_fair_xai.fairness.evaluation import FAMILY
 from melanoma_fair_xai.fairness.report import OVERALL, TITLES, number, with_interval
 from melanoma_fair_xai.hub.card import write_classifier_card
-
-
-@dataclass
-class DataArguments:
-    dataset_name: str = field(
-        default="phantom",
-        metadata={"help": "ham10000, fitzpatrick17k, phantom, or a folder or Hub id that load_dataset reads."},
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the raw files (ham10000, fitzpatrick17k)."}
-    )
-    protocol: Literal["standard", "original"] = field(
-        default="standard",
-        metadata={"help": "original: Fitzpatrick17k, melanoma against nevus, by skin type, as in the first study."},
-    )
-    target: Literal[TARGETS] = field(default="melanoma_vs_rest", metadata={"help": "The question asked."})
-    confirmed_by_histology: bool = field(
-        default=False, metadata={"help": "Keep only records whose diagnosis was confirmed by histopathology."}
-    )
-    split_manifest: str | None = field(
-        default=None,
-        metadata={"help": "A split_manifest.csv that fixes the splits; refused if a lesion crosses them."},
-    )
-    fold: str = field(
-        default="0/5",
-        metadata={"help": "The fold to test on, k/5; the next one validates. 0/5 is the data set's own test split."},
-    )
-    cross_validation: int | None = field(
-        default=None, metadata={"help": "5: train and test on every fold, and report on all images together."}
-    )
-    group_by: list[str] = field(
-        default_factory=list,
-        metadata={"help": 'Columns to report by, such as sex or "fitzpatrick*sex"; default: all common ones.'},
-    )
-    max_skipped_share: float = field(
-        default=0.05, metadata={"help": "The share of unusable images above which the run stops."}
-    )
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images in your own data set."})
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the labels in your own data set."}
-    )
-    positive_labels: list[str] = field(default_factory=list, metadata={"help": "Its labels that mean melanoma."})
-    lesion_column_name: str | None = field(default=None, metadata={"help": "Column of the group that is never split."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images only."})
-    synthetic_dir: str | None = field(
-        default=None, metadata={"help": "Add images that generate.py wrote to the training split, and to no other."}
-    )
-    synthetic_ratio: float = field(default=1.0, metadata={"help": "So many of them for each real training image."})
 
 
 @dataclass
@@ -172,13 +122,13 @@ class TrainingArguments:
 
 
 class Arguments(NamedTuple):
-    data: DataArguments
+    data: TaskArguments
     model: ModelArguments
     training: TrainingArguments
 
 
 def main() -> None:
-    args = Arguments(*parse_arguments(DataArguments, ModelArguments, TrainingArguments))
+    args = Arguments(*parse_arguments(TaskArguments, ModelArguments, TrainingArguments))
     if args.data.protocol == "original":
         args = args._replace(data=original_protocol(args.data))
     check_arguments(args)

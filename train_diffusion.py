@@ -19,8 +19,9 @@ from accelerate.utils import TorchDynamoPlugin, set_seed
 from dataset_scripts.builder import SKIPPED_NAME
 from dataset_scripts.common import UserError, run_command
 from dataset_scripts.splits import MANIFEST_NAME, write_manifest
+from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.data.cache import decode_once
-from melanoma_fair_xai.data.loading import UNUSABLE, ColumnNames, Records, load_records
+from melanoma_fair_xai.data.loading import UNUSABLE, Records
 from melanoma_fair_xai.diffusion.data import find_conditions, pixel_config
 from melanoma_fair_xai.diffusion.export import export_pipeline
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
@@ -41,15 +42,9 @@ from melanoma_fair_xai.engine.trackers import start_trackers
 
 
 @dataclass
-class DataArguments:
-    dataset_name: str = field(
-        default="phantom",
-        metadata={"help": "ham10000, fitzpatrick17k, phantom, or a folder or Hub id that load_dataset reads."},
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    data_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the raw files (ham10000, fitzpatrick17k)."}
-    )
+class ConditionArguments(DataArguments):
+    """What is learnt of which data."""
+
     conditions: list[str] = field(
         default_factory=list,
         metadata={
@@ -59,19 +54,6 @@ class DataArguments:
     diagnosis_labels: Literal["diagnosis", "melanoma"] = field(
         default="diagnosis", metadata={"help": "Condition on the data set's own diagnoses, or on melanoma or not."}
     )
-    split_manifest: str | None = field(
-        default=None,
-        metadata={"help": "A split_manifest.csv that fixes the splits; refused if a lesion crosses them."},
-    )
-    max_skipped_share: float = field(
-        default=0.05, metadata={"help": "The share of unusable images above which the run stops."}
-    )
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images in your own data set."})
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the labels in your own data set."}
-    )
-    positive_labels: list[str] = field(default_factory=list, metadata={"help": "Its labels that mean melanoma."})
-    lesion_column_name: str | None = field(default=None, metadata={"help": "Column of the group that is never split."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images only."})
 
 
@@ -147,7 +129,7 @@ class TrainingArguments:
 
 
 def main() -> None:
-    data, model_args, training = parse_arguments(DataArguments, ModelArguments, TrainingArguments)
+    data, model_args, training = parse_arguments(ConditionArguments, ModelArguments, TrainingArguments)
     apply_preset(model_args, training)
     set_seed(training.seed)
     with explained_errors("--train_batch_size, --eval_batch_size or --resolution, or use --gradient_checkpointing"):
@@ -180,7 +162,7 @@ def apply_preset(model_args: ModelArguments, training: TrainingArguments) -> Non
 def train_and_export(
     accelerator: Accelerator,
     folder: Path,
-    data: DataArguments,
+    data: ConditionArguments,
     model_args: ModelArguments,
     training: TrainingArguments,
 ) -> None:
@@ -205,7 +187,7 @@ def train_and_export(
 
 
 def dry_run(
-    accelerator: Accelerator, data: DataArguments, model_args: ModelArguments, training: TrainingArguments
+    accelerator: Accelerator, data: ConditionArguments, model_args: ModelArguments, training: TrainingArguments
 ) -> None:
     """Everything that is known before the first image is decoded."""
     records = load(accelerator, data)
@@ -217,29 +199,16 @@ def dry_run(
     accelerator.print(describe(accelerator, unet, conditioner, data, model_args, training, len(rows)))
 
 
-def load(accelerator: Accelerator, data: DataArguments) -> Records:
-    columns = ColumnNames(
-        data.image_column_name,
-        data.label_column_name,
-        tuple(data.positive_labels),
-        data.lesion_column_name,
-    )
+def load(accelerator: Accelerator, data: ConditionArguments) -> Records:
     with accelerator.local_main_process_first():
-        records = load_records(
-            data.dataset_name,
-            data.dataset_config_name,
-            data.data_dir,
-            columns,
-            data.split_manifest,
-            data.max_skipped_share,
-        )
+        records = data.load()
     if data.diagnosis_labels == "melanoma":
         names = np.array(["benign", "melanoma"])
         records.table["diagnosis"] = names[records.table["melanoma"].to_numpy(dtype=int)]
     return records
 
 
-def make_task(accelerator: Accelerator, records: Records, data: DataArguments, resolution: int) -> Task:
+def make_task(accelerator: Accelerator, records: Records, data: ConditionArguments, resolution: int) -> Task:
     """Decode the images, set aside what cannot be, and find what the rest can be conditioned on."""
     with accelerator.local_main_process_first():
         cache = decode_once(records.images, pixel_config(resolution), show_progress=accelerator.is_local_main_process)
@@ -266,7 +235,7 @@ def make_networks(task: Task, model_args: ModelArguments) -> tuple[diffusers.UNe
 
 
 def record_inputs(
-    folder: Path, records: Records, data: DataArguments, model_args: ModelArguments, training: TrainingArguments
+    folder: Path, records: Records, data: ConditionArguments, model_args: ModelArguments, training: TrainingArguments
 ) -> None:
     """Write every setting, which image is in which split, and what could not be used."""
     # The settings first: they mark the folder as a run's, so that one killed here can be resumed or overwritten.
@@ -280,7 +249,7 @@ def describe(
     accelerator: Accelerator,
     unet: diffusers.UNet2DModel,
     conditioner: LesionConditioner,
-    data: DataArguments,
+    data: ConditionArguments,
     model_args: ModelArguments,
     training: TrainingArguments,
     images: int,

@@ -23,13 +23,13 @@ from melanoma_fair_xai.classifier.evaluation import operating_point, predict, re
 from melanoma_fair_xai.classifier.export import fold_calibration
 from melanoma_fair_xai.classifier.mitigation import MITIGATIONS
 from melanoma_fair_xai.classifier.models import create_classifier
-from melanoma_fair_xai.classifier.task import load_target, make_task
+from melanoma_fair_xai.classifier.task import TaskArguments, load_target, make_task
 from melanoma_fair_xai.classifier.training import ClassifierTraining
 from melanoma_fair_xai.engine.checkpoints import forget_training
 from melanoma_fair_xai.engine.files import atomic_path
 from melanoma_fair_xai.engine.launch import create_accelerator
 from melanoma_fair_xai.fairness import compare, evaluate_predictions
-from train_classifier import DataArguments, TrainingArguments
+from train_classifier import TrainingArguments
 
 MODEL, IMAGE_SIZE = "resnet10t", 32
 GROUPS = ["fitzpatrick_group"]
@@ -73,17 +73,17 @@ def main() -> None:
     print(comparison.to_markdown())
 
 
-def draw(folder: Path, num_images: int, tone_bias: float, seed: int) -> DataArguments:
+def draw(folder: Path, num_images: int, tone_bias: float, seed: int) -> TaskArguments:
     """The data of a seed, drawn where they are not there yet."""
     builder = Phantom(
         num_images=num_images, image_size=IMAGE_SIZE, tone_bias=tone_bias, seed=seed, cache_dir=str(folder)
     )
     builder.download_and_prepare(str(folder / "parquet"), file_format="parquet")
-    return DataArguments(dataset_name=str(folder / "parquet"))
+    return TaskArguments(dataset_name=str(folder / "parquet"))
 
 
 def train_and_score(
-    accelerator: accelerate.Accelerator, data: DataArguments, mitigation: str, seed: int, epochs: int
+    accelerator: accelerate.Accelerator, data: TaskArguments, mitigation: str, seed: int, epochs: int
 ) -> pd.DataFrame:
     """Test predictions of a network trained with a mitigation, calibrated and thresholded on validation."""
     set_seed(seed)

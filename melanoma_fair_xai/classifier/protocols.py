@@ -5,7 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from dataset_scripts.common import UserError
-from melanoma_fair_xai.classifier.task import DataOptions
+from melanoma_fair_xai.classifier.task import TaskArguments
 from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME
 
 ORIGINAL_METRICS = ("roc_auc", "sensitivity", "balanced_accuracy")
@@ -15,7 +15,7 @@ The original study reported for type IV a ROC AUC, sensitivity and balanced accu
 the exact 95 % intervals of 13 and of 12 of 13 are .753 to 1 and .640 to .998."""
 
 
-def original_protocol(data: DataOptions) -> DataOptions:
+def original_protocol(data: TaskArguments) -> TaskArguments:
     """`data` as the original study had it: Fitzpatrick17k's labels that contain melanoma or nevus, melanoma against
     nevus, a fifth of each skin type for testing, results by type.
 
@@ -28,7 +28,7 @@ def original_protocol(data: DataOptions) -> DataOptions:
     return replace(data, dataset_name=name, target="melanoma_vs_nevus", group_by=["fitzpatrick"])
 
 
-def earlier_data(model_folder: str, data: DataOptions) -> DataOptions:
+def earlier_data(model_folder: str, data: TaskArguments) -> TaskArguments:
     """The data arguments of the run that left a model in `model_folder`; `data` gives their type.
 
     Raises UserError for a folder in which no run has left its arguments.

@@ -1,8 +1,8 @@
 """What a model is to learn or to be tested on: records, target, labels and pixels, loaded and checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -12,37 +12,41 @@ from dataset_scripts.builder import SKIPPED_NAME
 from dataset_scripts.common import UserError
 from dataset_scripts.splits import parse_fold
 from melanoma_fair_xai.classifier.export import ClassifierInfo
+from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.data.cache import decode_once, on_device
-from melanoma_fair_xai.data.loading import (
-    GROUP_COLUMNS,
-    ColumnNames,
-    Records,
-    add_synthetic,
-    load_records,
-    load_synthetic,
-)
-from melanoma_fair_xai.data.targets import Target, apply_target
+from melanoma_fair_xai.data.loading import GROUP_COLUMNS, Records, add_synthetic, load_synthetic
+from melanoma_fair_xai.data.targets import TARGETS, Target, apply_target
 from melanoma_fair_xai.fairness.groups import DERIVED, group_columns
 
 
-class DataOptions(Protocol):
-    """What is read of train_classifier.py's arguments; described there."""
+@dataclass
+class TaskArguments(DataArguments):
+    """What is learnt or tested, and on what data."""
 
-    dataset_name: str
-    dataset_config_name: str | None
-    data_dir: str | None
-    target: str
-    confirmed_by_histology: bool
-    split_manifest: str | None
-    fold: str
-    group_by: list[str]
-    max_skipped_share: float
-    image_column_name: str
-    label_column_name: str | None
-    positive_labels: list[str]
-    lesion_column_name: str | None
-    synthetic_dir: str | None
-    synthetic_ratio: float
+    protocol: Literal["standard", "original"] = field(
+        default="standard",
+        metadata={"help": "original: Fitzpatrick17k, melanoma against nevus, by skin type, as in the first study."},
+    )
+    target: Literal[TARGETS] = field(default="melanoma_vs_rest", metadata={"help": "The question asked."})
+    confirmed_by_histology: bool = field(
+        default=False, metadata={"help": "Keep only records whose diagnosis was confirmed by histopathology."}
+    )
+    fold: str = field(
+        default="0/5",
+        metadata={"help": "The fold to test on, k/5; the next one validates. 0/5 is the data set's own test split."},
+    )
+    cross_validation: int | None = field(
+        default=None, metadata={"help": "5: train and test on every fold, and report on all images together."}
+    )
+    group_by: list[str] = field(
+        default_factory=list,
+        metadata={"help": 'Columns to report by, such as sex or "fitzpatrick*sex"; default: all common ones.'},
+    )
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images only."})
+    synthetic_dir: str | None = field(
+        default=None, metadata={"help": "Add images that generate.py wrote to the training split, and to no other."}
+    )
+    synthetic_ratio: float = field(default=1.0, metadata={"help": "So many of them for each real training image."})
 
 
 @dataclass
@@ -67,29 +71,15 @@ class Task:
 
 
 def load_target(
-    accelerator: Accelerator, data: DataOptions, info: ClassifierInfo | None = None, seed: int = 0
+    accelerator: Accelerator, data: TaskArguments, info: ClassifierInfo | None = None, seed: int = 0
 ) -> tuple[Records, Target, np.ndarray]:
     """The records that take part, what is asked of them, and their labels; `info` is of a model that must fit them.
 
     Generated images join the train split of the fold; `seed` draws them.
     """
     fold = parse_fold(data.fold)
-    columns = ColumnNames(
-        data.image_column_name,
-        data.label_column_name,
-        tuple(data.positive_labels),
-        data.lesion_column_name,
-        own_columns(data.group_by),
-    )
     with accelerator.local_main_process_first():
-        records = load_records(
-            data.dataset_name,
-            data.dataset_config_name,
-            data.data_dir,
-            columns,
-            data.split_manifest,
-            data.max_skipped_share,
-        )
+        records = data.load(own_columns(data.group_by))
         records = records.for_fold(fold)
         if data.synthetic_dir:
             synthetic = load_synthetic(data.synthetic_dir, records)
@@ -112,7 +102,7 @@ def own_columns(group_by: Sequence[str]) -> tuple[str, ...]:
 
 def make_task(
     accelerator: Accelerator,
-    data: DataOptions,
+    data: TaskArguments,
     records: Records,
     target: Target,
     labels: np.ndarray,
