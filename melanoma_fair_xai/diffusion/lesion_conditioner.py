@@ -1,6 +1,7 @@
 """From what is known of a lesion to the vector that steers the UNet. Published beside its weights."""
 
 import math
+import numbers
 import warnings
 from collections.abc import Sequence
 
@@ -113,13 +114,13 @@ class LesionConditioner(ModelMixin, ConfigMixin):
         if value in words:
             return value, words.index(value)
         # A bool is no id, although Python counts it as an int.
-        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < len(words):
-            return words[value], value
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool) and 0 <= value < len(words):
+            return words[value], int(value)
         raise ValueError(f"{name} {value!r}: unknown to this model; it knows {self.seen(name)}")
 
     def _measure(self, name: str, value) -> tuple[str, float]:
         low, high, _ = MEASURES[name]
-        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        number = float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else math.nan
         if not low <= number <= high:
             raise ValueError(f"{name} {value!r}: not a number of {UNITS[name]} from {low:g} to {high:g}")
         return band(name, number), number

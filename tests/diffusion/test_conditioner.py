@@ -4,6 +4,7 @@ import itertools
 import math
 import warnings
 
+import numpy as np
 import pytest
 import torch
 
@@ -26,7 +27,10 @@ def test_every_condition_matters_by_itself_and_unknown_is_none_of_its_values(net
 
 def test_ids_names_and_all_ways_to_say_unknown_are_the_same(networks):
     _, conditioner = networks
-    assert torch.equal(vector(conditioner, diagnosis="nv"), vector(conditioner, diagnosis=1))
+    for number in (1, np.int64(1)):
+        assert torch.equal(vector(conditioner, diagnosis="nv"), vector(conditioner, diagnosis=number))
+    for number in (40, np.int64(40), np.float32(40)):
+        assert torch.equal(vector(conditioner, age=40.0), vector(conditioner, age=number))
     for unknown in ("unknown", None, math.nan):
         assert torch.equal(vector(conditioner, diagnosis=unknown, age=unknown), vector(conditioner))
 
