@@ -34,7 +34,7 @@ from melanoma_fair_xai.classifier.report import plot_roc, plot_training
 from melanoma_fair_xai.classifier.task import Task, TaskArguments, check_classes, load_target, make_task
 from melanoma_fair_xai.classifier.training import ClassifierTraining
 from melanoma_fair_xai.data.loading import UNUSABLE, Records
-from melanoma_fair_xai.engine.arguments import command_line, parse_arguments, save_arguments
+from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
 from melanoma_fair_xai.engine.checkpoints import forget_training
 from melanoma_fair_xai.engine.files import atomic_path
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process, resolve_precision
@@ -43,7 +43,9 @@ from melanoma_fair_xai.engine.trackers import start_trackers
 from melanoma_fair_xai.fairness import FairnessReport, compare, evaluate_predictions, read_predictions
 from melanoma_fair_xai.fairness.evaluation import FAMILY
 from melanoma_fair_xai.fairness.report import OVERALL, TITLES, number, with_interval
-from melanoma_fair_xai.hub.card import write_classifier_card
+from melanoma_fair_xai.hub.card import read_json
+from melanoma_fair_xai.hub.classifier_card import record_classifier, write_classifier_card
+from melanoma_fair_xai.hub.record import CARD_DATA_NAME, starting_point, training_facts, without_local_paths
 
 
 @dataclass
@@ -210,7 +212,8 @@ def train_and_evaluate(accelerator: Accelerator, folder: Path, args: Arguments) 
     if accelerator.is_main_process:
         if earlier:
             report_forgetting(folder, after, args)
-        report(folder, predictions, task.records, args)
+        facts = training_facts(len(train_rows), len(task.rows("train")), run.images_seen, network)
+        report(folder, predictions, task.records, args, facts)
 
 
 def load_earlier(accelerator: Accelerator, args: Arguments, task: Task) -> Task:
@@ -254,7 +257,14 @@ def cross_validate(accelerator: Accelerator, folder: Path, args: Arguments) -> N
         forget_training(accelerator)
     if accelerator.is_main_process:
         predictions = read_predictions(*(folder / f"fold-{fold}" for fold in range(N_FOLDS)))
-        report(folder, {"test": predictions}, records, args)
+        records = replace(records, table=records.table.assign(split="test"))  # all of them, fold by fold
+        report(folder, {"test": predictions}, records, args, all_folds(folder))
+
+
+def all_folds(folder: Path) -> dict[str, Any]:
+    """What a cross-validation's card says of its trainings: those of one fold, and whether any was a smoke run."""
+    parts = [read_json(folder / f"fold-{fold}", CARD_DATA_NAME)["training"] for fold in range(N_FOLDS)]
+    return {**parts[0], "smoke": any(part["smoke"] for part in parts)}
 
 
 def record_inputs(folder: Path, records: Records, args: Arguments) -> None:
@@ -266,8 +276,17 @@ def record_inputs(folder: Path, records: Records, args: Arguments) -> None:
         records.skipped.to_csv(path, index=False)
 
 
-def report(folder: Path, predictions: dict[str, pd.DataFrame], records: Records, args: Arguments) -> None:
-    """Write predictions, metrics, figures and the report by group of the last split, and say where they are."""
+def report(
+    folder: Path,
+    predictions: dict[str, pd.DataFrame],
+    records: Records,
+    args: Arguments,
+    training: dict[str, Any] | None = None,
+) -> None:
+    """Write predictions, metrics, figures and the report by group of the last split, and say where they are.
+
+    With `training`, as `training_facts` gives it, the card, too.
+    """
     write_predictions(folder, predictions)
     split, table = list(predictions.items())[-1]
     if not args.data.cross_validation:
@@ -275,19 +294,23 @@ def report(folder: Path, predictions: dict[str, pd.DataFrame], records: Records,
     fairness = evaluate_predictions(table, args.data.group_by or None, show_progress=True)
     name = title(records, args).replace("\n", " ")
     fairness.write(folder, name, show_progress=True)
-    if not args.training.eval_only:  # last: a folder with a card is whole
-        write_classifier_card(folder, name, split, fairness, records, command_line("train_classifier.py", *args))
+    if training:
+        start = starting_point(args.model.model_name_or_path, args.model.pretrained, args.model.pretrained_weights)
+        folds = args.data.cross_validation or 0
+        record_classifier(folder, name, split, table, records, training, start, folds, args)
+        write_classifier_card(folder)  # last: a folder with a card is whole
     print(summary(folder, split, table, fairness, records, args))
 
 
 def describe(args: Arguments) -> dict[str, Any]:
     """What the published config says of the training."""
+    data, model = map(without_local_paths, args[:2])
     return {
-        "dataset": args.data.dataset_name,
+        "dataset": data.dataset_name,
         "target": args.data.target,
         "fold": args.data.fold,
         "confirmed_by_histology": args.data.confirmed_by_histology,
-        "started_from": args.model.model_name_or_path,
+        "started_from": model.model_name_or_path,
         "pretrained": bool(args.model.pretrained or args.model.pretrained_weights),
     }
 

@@ -39,6 +39,8 @@ from melanoma_fair_xai.engine.files import atomic_path, write_json
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, resolve_precision
 from melanoma_fair_xai.engine.run_folder import open_run_folder
 from melanoma_fair_xai.engine.trackers import start_trackers
+from melanoma_fair_xai.hub.generator_card import record_generator, write_generator_card
+from melanoma_fair_xai.hub.record import training_facts
 
 
 @dataclass
@@ -182,6 +184,10 @@ def train_and_export(
     if accelerator.is_main_process:
         export_pipeline(run.pipeline, folder)
         write_json(folder / "metrics.json", {"steps": run.progress.global_step, "history": run.progress.history})
+        facts = training_facts(len(train_rows), len(task.rows("train")), run.images_seen, unet, conditioner)
+        held_out = min(len(task.rows("validation")), training.validation_images)
+        record_generator(folder, task.records, facts, held_out, (data, model_args, training))
+        write_generator_card(folder)  # last: a folder with a card is whole
         print(summary(folder, rate, task.records))
     accelerator.end_training()
 
@@ -279,6 +285,7 @@ def summary(folder: Path, rate: float, records: Records) -> str:
         f"trained at {rate:.1f} images/s, validation included",
         f"samples: {sorted((folder / 'samples').glob('step-*.png'))[-1]}",
         f"report:  {folder / 'metrics.json'}",
+        f"card:    {folder / 'README.md'}",
         f'model:   {folder}  (DiffusionPipeline.from_pretrained("{folder}", trust_remote_code=True))',
     ]
     if records.are_phantoms:

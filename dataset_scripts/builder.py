@@ -42,14 +42,15 @@ class LesionBuilder(datasets.GeneratorBasedBuilder):
     """A builder whose subclass says what lies in the raw folder; splits, skipping and the manifest are done here.
 
     A subclass defines `_info` (with `record_features`, licence, citation and homepage), `stratify_by`, `pretty_name`,
-    `tags` and `scan`. After preparation the folder also holds `split_manifest.csv` and `skipped.csv` (image_id, file,
-    reason).
+    `tags`, `about` (where the images come from, who labelled them, who is missing) and `scan`. After preparation the
+    folder also holds `split_manifest.csv` and `skipped.csv` (image_id, file, reason).
     """
 
     BUILDER_CONFIG_CLASS = LesionConfig
     VERSION = datasets.Version("1.0.0")
     stratify_by: tuple[str, ...] = ("melanoma", "fitzpatrick")
     pretty_name: str | None = None
+    about: str = ""
     tags: tuple[str, ...] = ("medical", "dermatology", "melanoma", "skin-lesion")
 
     def __init__(self, *args, data_dir: str | None = None, hash: str | None = None, **kwargs):

@@ -74,6 +74,13 @@ class Fitzpatrick17k(LesionBuilder):
     DEFAULT_CONFIG_NAME = "original"
     stratify_by = ("melanoma", "fitzpatrick")
     pretty_name = "Fitzpatrick17k"
+    about = (
+        "Clinical photographs from two online atlases, DermaAmin and Atlas Dermatologico, taken by unknown cameras "
+        "under unknown conditions, of unknown patients. Labels are the atlases' own, no histopathology is on record, "
+        "and two dermatologists who looked at about 3 % of the images found some wrong. Skin types were annotated "
+        "from the photographs by a crowd, not by dermatologists, and say how skin looks there. Age, sex and body site "
+        "are not recorded."
+    )
     tags = (*LesionBuilder.tags, "fairness", "skin-tone")
 
     def __init__(

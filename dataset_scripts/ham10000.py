@@ -94,8 +94,8 @@ MELANOMA = "mel"
 CARD = """
 # HAM10000
 
-Dermoscopic images of pigmented skin lesions from Vienna and Queensland, with lesion masks where they were at hand.
-`melanoma` is the diagnosis `mel` against all others. The data set records no skin type: `fitzpatrick` is `unknown`.
+Dermoscopic images of pigmented skin lesions, with lesion masks where they were at hand. `melanoma` is the diagnosis
+`mel` against all others. `fitzpatrick` is `unknown` throughout.
 
 {diagnoses}
 
@@ -117,6 +117,13 @@ class HAM10000(LesionBuilder):
 
     stratify_by = ("diagnosis", "fitzpatrick")
     pretty_name = "HAM10000"
+    about = (
+        "Dermoscopic images of pigmented lesions from the Medical University of Vienna and a skin cancer practice in "
+        "Queensland, Australia, gathered over twenty years with several dermatoscopes and from digitised slides; the "
+        "publishers cropped them and corrected the colours of some. Diagnoses were confirmed by histopathology (all "
+        "melanomas and about half of the images), by follow-up, by experts' consensus or by confocal microscopy. No "
+        "skin types are recorded, and there is almost no dark skin."
+    )
     tags = (*LesionBuilder.tags, "dermoscopy")
 
     def _info(self) -> datasets.DatasetInfo:

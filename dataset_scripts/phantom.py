@@ -22,6 +22,8 @@ from .phantom_drawing import ARTEFACTS, Lesion, View, draw_phantom
 from .skin_colour import lab_to_rgb
 from .splits import manifest_hash
 
+LICENSE = "apache-2.0"
+CITATION = ""  # none to cite: they are drawn here
 DIAGNOSES = ["nevus", "melanoma"]
 
 # ITA in degrees by skin type, from the classes of Chardon, Cretois and Hourseau (1991) and Del Bino and Bernerd
@@ -121,6 +123,10 @@ class Phantom(LesionBuilder):
 
     BUILDER_CONFIG_CLASS = PhantomConfig
     pretty_name = "Phantoms: drawn lesions, no patient"
+    about = (
+        "Drawings made by a program: no patient, no camera and no diagnosis stands behind them. Skin type, sex, age "
+        "and body site were drawn at random, and the truth is known because it was planted."
+    )
     tags = (*LesionBuilder.tags, "phantom", "synthetic")
 
     def __init__(self, *args, hash: str | None = None, **kwargs):
@@ -131,7 +137,7 @@ class Phantom(LesionBuilder):
         return datasets.DatasetInfo(
             description="Phantoms: drawn skin lesions with known truth, no patient.",
             features=record_features(DIAGNOSES, extra=TRUTH_FEATURES),
-            license="apache-2.0",
+            license=LICENSE,
         )
 
     def scan(self) -> tuple[pd.DataFrame, pd.DataFrame]:

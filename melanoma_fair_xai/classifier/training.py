@@ -168,6 +168,13 @@ class ClassifierTraining:
         if self.progress.best_weights is not None:  # None: every AUC was NaN, and the last weights stand
             self.network.load_state_dict(self.progress.best_weights)
 
+    @property
+    def images_seen(self) -> int:
+        """Training images so far, of all processes, each counted as often as it was drawn."""
+        options = self.options
+        per_step = options.train_batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
+        return self.progress.global_step * per_step
+
     def _resume(self) -> None:
         path = find_checkpoint(self.accelerator, self.folder, self.options.resume_from_checkpoint)
         if path is not None:

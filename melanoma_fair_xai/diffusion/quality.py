@@ -7,9 +7,11 @@ first half, and so is the second: what it scores is the floor, which no generato
 """
 
 import argparse
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -35,13 +37,16 @@ from melanoma_fair_xai.diffusion.copies import (
     nearest_pixels,
     thumbnails,
 )
+from melanoma_fair_xai.diffusion.generation import SETTINGS_NAME
 from melanoma_fair_xai.diffusion.sample_metrics import frechet_distance, kernel_distance, manifold_metrics
-from melanoma_fair_xai.engine.files import atomic_path
+from melanoma_fair_xai.engine.files import atomic_path, write_json
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
 from melanoma_fair_xai.fairness.intervals import clopper_pearson
 from melanoma_fair_xai.fairness.report import markdown_table, number
 
+FACTS_NAME = "quality.json"  # what was measured, and with what
 CONDITIONS = ("diagnosis", "sex", "localization", "fitzpatrick")
+FACTS_NAME = "quality.json"  # what was measured, and with what
 FEW = 20  # images of a condition, below which nothing but their number is reported
 BATCH = 64
 PAIRS = 20  # in the sheet of nearest pairs
@@ -279,12 +284,23 @@ def run(arguments: argparse.Namespace) -> None:
         with atomic_path(folder / name) as path:
             table.to_csv(path, index=False)
     plot_nearest_pairs(copies, generated, training, folder / "nearest_pairs.png")
+    write_json(folder / FACTS_NAME, facts(arguments))
     text = to_markdown(
         metrics, shares, Path(arguments.synthetic_dir).name + (" (phantoms)" if real.are_phantoms else "")
     )
     with atomic_path(folder / "quality.md") as path:
         path.write_text(text, encoding="utf-8")
     print(f"{text}\nreport: {folder / 'quality.md'}\ncopies: {folder / 'copies.csv'}, {folder / 'nearest_pairs.png'}")
+
+
+def facts(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What was measured, and with what: how the images were generated (null where generate.py did not say)."""
+    path = Path(arguments.synthetic_dir, SETTINGS_NAME)
+    made = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    names = ("weights", "scheduler", "num_inference_steps", "guidance_scale", "guidance_interval", "precision")
+    return {"feature_model": Path(arguments.feature_model).name, "seed": arguments.seed} | {
+        name: made.get(name) for name in names
+    }
 
 
 def feature_network(arguments: argparse.Namespace) -> tuple[torch.nn.Module, dict]:

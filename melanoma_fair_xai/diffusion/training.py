@@ -172,7 +172,7 @@ class DiffusionTraining:
         """Train from the start or the checkpoint to resume from; returns images/s, all processes and validations
         counted. UserError for a loss that explodes."""
         self._resume()
-        first, started = self.progress.global_step, time.monotonic()
+        first, started = self.images_seen, time.monotonic()
         options = self.options
         bar = tqdm(
             total=self.total_steps,
@@ -199,10 +199,14 @@ class DiffusionTraining:
                 self.progress.finish_epoch()
         for name, network in self.networks.items():
             self.emas[name].copy_to(network)
-        images_per_step = (
-            options.train_batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
-        )
-        return (self.progress.global_step - first) * images_per_step / (time.monotonic() - started)
+        return (self.images_seen - first) / (time.monotonic() - started)
+
+    @property
+    def images_seen(self) -> int:
+        """Training images so far, of all processes, each counted as often as it was drawn."""
+        options = self.options
+        per_step = options.train_batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
+        return self.progress.global_step * per_step
 
     def _resume(self) -> None:
         path = find_checkpoint(self.accelerator, self.folder, self.options.resume_from_checkpoint)

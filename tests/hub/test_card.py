@@ -1,92 +1,182 @@
-"""The card against the report that it was made of, read back as the Hub would read it."""
+"""The classifier's card against the report that it was made of, read back as the Hub would read it."""
 
 import json
 import re
+import shutil
+import sys
 
-import datasets
 import numpy as np
 import pandas as pd
 import pytest
+from card_runs import make_predictions, write_card, write_results
 from huggingface_hub import ModelCard
+from scipy.special import expit, logit
 
+from dataset_scripts.common import UserError, run_command
 from dataset_scripts.ham10000 import CITATION
-from melanoma_fair_xai.data.loading import Records
-from melanoma_fair_xai.fairness import evaluate_predictions
-from melanoma_fair_xai.hub.card import INDEXED, write_classifier_card
+from melanoma_fair_xai.hub import __main__ as hub
+from melanoma_fair_xai.hub.classifier_card import INDEXED, before_calibration, write_classifier_card
+from melanoma_fair_xai.hub.record import population, starting_point, training_facts
 
-COMMAND = "accelerate launch train_classifier.py"
-
-
-def predictions(types: list[str], n: int = 400) -> pd.DataFrame:
-    rng = np.random.default_rng(0)
-    labels = rng.integers(0, 2, n)
-    return pd.DataFrame(
-        {
-            "image_id": [f"image{i}" for i in range(n)],
-            "lesion_id": [f"lesion{i}" for i in range(n)],
-            "label": labels,
-            "score": np.clip(rng.normal(0.4 + 0.2 * labels, 0.15), 0, 1),
-            "fold": 0,
-            "threshold": 0.5,
-            "fitzpatrick": rng.choice(types, n),
-            "sex": np.where(np.arange(n) < 15, "male", "female"),
-        }
-    )
+TYPES = ("I", "II", "VI", "unknown")
 
 
-def write(folder, name: str, types: list[str], source: str = "clinic"):
-    table = predictions(types)
-    columns = table[["image_id", "lesion_id"]].assign(melanoma=table["label"], split="test", source=source)
-    records = Records(name, datasets.Dataset.from_dict({}), columns, pd.DataFrame())
-    report = evaluate_predictions(table, n_resamples=100)
-    report.write(folder)
-    (folder / "training_args.json").write_text(json.dumps({"seed": 3, "target": "melanoma_vs_rest", "fold": "0/5"}))
-    point = {"positive_labels": ["melanoma"], "threshold": 0.51234, "rule": "youden"}
-    (folder / "config.json").write_text(json.dumps({"label_names": ["benign", "melanoma"], "operating_point": point}))
-    write_classifier_card(folder, "resnet18, melanoma vs rest", "test", report, records, COMMAND)
-    return ModelCard.load(folder / "README.md"), report
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The results of a run without its card, and their report."""
+    folder = tmp_path_factory.mktemp("runs") / "results"
+    return folder, write_results(folder, list(TYPES))
 
 
-def test_the_metadata_carry_every_estimable_stratum_and_nothing_else(tmp_path):
-    card, report = write(tmp_path, "ham10000", ["I", "II", "VI", "unknown"])
+@pytest.fixture
+def run(results, tmp_path):
+    """A copy of the results."""
+    return shutil.copytree(results[0], tmp_path / "run")
+
+
+@pytest.fixture(scope="module")
+def carded(results, tmp_path_factory):
+    """A run with its card, to be looked at only."""
+    return write_card(shutil.copytree(results[0], tmp_path_factory.mktemp("runs") / "r18"), types=TYPES)
+
+
+def run_hub(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["hub", *map(str, arguments)])
+    run_command(hub.main)
+
+
+def test_the_metadata_carry_every_estimable_stratum_and_nothing_else(carded, results):
+    card, report = ModelCard.load(carded / "README.md"), results[1]
     rows = [row for row in report.overall + report.by_group if row.metric in INDEXED and row.estimable]
     results = card.data.eval_results
     assert len(results) == len(rows) > 20
     assert len({(result.metric_name, result.metric_type) for result in results}) == len(results)
     for result, row in zip(results, rows, strict=True):
-        assert result.metric_value == pytest.approx(row.value) and type(result.metric_value) is float
+        assert result.metric_value == row.value and type(result.metric_value) is float
         assert (result.metric_args["n"], result.metric_args["melanomas"]) == (row.n, row.melanomas)
-        assert result.metric_args["interval_95"] == pytest.approx([row.low, row.high])
-    assert "!!python" not in (tmp_path / "README.md").read_text()
+        assert result.metric_args["interval_95"] == [row.low, row.high]
+    assert "!!python" not in (carded / "README.md").read_text()
     assert card.data.license == "cc-by-nc-4.0" and card.data.pipeline_tag == "image-classification"
+    assert card.data.datasets == ["ham10000"] and card.data.base_model is None
+    # What is read is written again without a loss.
+    assert ModelCard(str(card)).data.to_dict() == card.data.to_dict()
 
 
-def test_the_text_says_who_it_is_for_and_for_whom_it_was_not_tested(tmp_path):
-    card, report = write(tmp_path, "ham10000", ["I", "II", "VI"])
-    text = card.text
-    for words in ("Not a medical device", "does not rule out melanoma", "**0.5123**", COMMAND, "Seed 3", CITATION):
-        assert words in text, words
-    assert "Skin types that the split does not hold: III, IV, V." in text
-    assert "`sex`, too few lesions to tell: male (15 images" in text
-    assert "Phantom data" not in text and "phantom" not in card.data.tags
-    headings = [line for line in text.splitlines() if line.startswith("## ")]
-    assert headings[2] == "## Performance by group, split `test`" and "### All images" in text
+def test_the_text_says_who_it_is_for_and_for_whom_it_was_not_tested(carded):
+    text = ModelCard.load(carded / "README.md").text
+    words = ["Not a medical device", "does not rule out melanoma", "**0.5123**", "Seed 3", CITATION, "random weights"]
+    for word in (*words, "--data_dir raw", "--output_dir r18", "Skin types that the split does not hold: III, IV, V."):
+        assert word in text, word
+    assert "`sex`, too few lesions to tell: male (15 images" in text and "not estimable" in text
+    assert "Phantom data" not in text and "Smoke run" not in text and "/home/somebody" not in text
+    assert text.index("For whom it works") < text.index("It was not tested on") < text.index("## Intended use")
+    assert "## Explanation\n\nNot measured." in text and "### All images" in text
     assert "\n\n\n" not in text
     links = re.findall(r"!\[.*?\]\((.*?)\)", text)
-    assert len(links) >= 3 and all((tmp_path / link).is_file() for link in links)
+    assert len(links) >= 3 and all((carded / link).is_file() for link in links)
 
 
-def test_no_skin_types_and_phantoms_are_said(tmp_path):
-    card, _ = write(tmp_path, "phantom", ["unknown"], source="phantom")
-    assert "No skin types are recorded" in card.text and "Phantom data." in card.text
+def test_no_skin_types_phantoms_and_smoke_runs_are_said(run):
+    folder = write_card(run, "phantom", ("unknown",), "phantom", images_seen=32)
+    card = ModelCard.load(folder / "README.md")
+    assert "No skin types are recorded" in card.text and "**Phantom data.**" in card.text
+    assert "**Smoke run.** Training had 1,000 images to learn from and saw\n> 32 in all" in card.text
     assert "phantom" in card.data.tags and card.data.license == "apache-2.0"
 
 
-def test_a_prepared_folder_tells_its_licence_and_an_unknown_one_has_none(tmp_path):
+def test_a_smoke_run_saw_less_than_an_epoch_or_had_hardly_anything_to_learn_from():
+    assert training_facts(64, 1000, 640)["smoke"] and training_facts(1000, 1000, 640)["smoke"]
+    assert training_facts(150, 150, 15000)["smoke"]
+    assert not training_facts(1000, 1000, 992)["smoke"]  # one epoch, its last batch left out
+
+
+def test_a_prepared_folder_tells_its_licence_and_an_unknown_one_has_none(run, tmp_path):
     (tmp_path / "own").mkdir()
-    (tmp_path / "own" / "README.md").write_text("---\nlicense: cc-by-4.0\npretty_name: Own data\n---\n# Own\n")
-    card, _ = write(tmp_path, str(tmp_path / "own"), ["I", "V"])
-    assert card.data.license == "cc-by-4.0" and "Own data, target" in card.text
-    assert card.data.eval_results[0].dataset_name == "Own data"
-    card, _ = write(tmp_path, "nowhere", ["I", "V"])
+    head = "---\nlicense: cc-by-4.0\npretty_name: Own data\n---\n# Own\n\n```bibtex\n@misc{own}\n```\n"
+    (tmp_path / "own" / "README.md").write_text(head)
+    card = ModelCard.load(write_card(run, str(tmp_path / "own")) / "README.md")
+    assert card.data.license == "cc-by-4.0" and "Own data, target" in card.text and "@misc{own}" in card.text
+    assert card.data.eval_results[0].dataset_name == "Own data" and card.data.datasets == ["own"]
+    card = ModelCard.load(write_card(run, "nowhere") / "README.md")
     assert card.data.license == "other" and "Licence of the data: unknown" in card.text
+
+
+def test_what_the_weights_had_learned_from_before_binds_them_too(carded, run):
+    earlier = starting_point(str(carded), True, None)
+    assert earlier["base_model"] is None and [data["id"] for data in earlier["data"]] == ["ham10000"]
+    card = ModelCard.load(write_card(run, "fitzpatrick17k", start=earlier) / "README.md")
+    assert card.data.license == "other" and card.data.license_name == "cc-by-nc-sa-3.0-and-cc-by-nc-4.0"
+    assert "The weights had learned from HAM10000 before (cc-by-nc-4.0)" in card.text and CITATION in card.text
+
+
+def test_the_base_model_is_the_one_on_the_hub():
+    assert starting_point("resnet18", True, None)["base_model"] == "timm/resnet18.a1_in1k"
+    assert starting_point("resnet18", True, "/home/x/w.safetensors")["text"] == "the weights in `w.safetensors`"
+    assert starting_point("somebody/model", True, None)["base_model"] == "somebody/model"
+
+
+def test_calibration_is_undone_exactly(carded):
+    table = make_predictions(["I"])
+    raw = expit((logit(table["score"].clip(1e-12, 1 - 1e-12)) + 0.5) / 2)
+    rows = {row["metric"]: row for row in before_calibration(carded, table)}
+    assert rows["brier"]["value"] == pytest.approx(np.mean((raw - table["label"]) ** 2), abs=1e-9)
+    text = (carded / "README.md").read_text()
+    assert f"| Brier score | {rows['brier']['value']:.3f} [" in text
+    assert "Platt scaling (slope 2.000, intercept -0.500)" in text
+
+
+def test_the_population_counts_real_images_by_split():
+    table = pd.DataFrame(
+        {
+            "lesion_id": ["a", "a", "b", "c", "d"],
+            "melanoma": [1, 1, 0, 1, 1],
+            "split": ["train", "train", "train", "test", "train"],
+            "sex": ["male", "male", "female", "unknown", "male"],
+            "age": [30.0, 30.0, 50.0, np.nan, 30.0],
+            **{name: ["unknown"] * 5 for name in ("fitzpatrick", "localization", "source", "diagnosis")},
+            "synthetic": ["false", "false", "false", "false", "true"],
+        }
+    )
+    rows = {(row["column"], row["group"]): row["splits"] for row in population(table)}
+    assert rows["all", "all"]["train"] == {"images": 3, "melanomas": 2, "lesions": 2}
+    assert rows["sex", "male"] == {"train": {"images": 2, "melanomas": 2}, "test": {"images": 0, "melanomas": 0}}
+    assert rows["sex", "unknown"]["test"] == {"images": 1, "melanomas": 1}
+
+
+def test_the_command_makes_the_same_bytes_from_the_folder_and_from_what_it_wrote_elsewhere(
+    carded, tmp_path, monkeypatch, capsys
+):
+    folder = shutil.copytree(carded, tmp_path / "run")
+    card = (folder / "README.md").read_bytes()
+    (folder / "README.md").unlink()
+    run_hub(monkeypatch, "card", folder)
+    assert (folder / "README.md").read_bytes() == card
+    run_hub(monkeypatch, "card", folder, "--output", tmp_path / "released")
+    assert f"card: {tmp_path / 'released' / 'README.md'}" in capsys.readouterr().out
+    shutil.rmtree(folder)
+    (tmp_path / "released" / "README.md").unlink()
+    run_hub(monkeypatch, "card", tmp_path / "released")
+    assert (tmp_path / "released" / "README.md").read_bytes() == card
+
+
+@pytest.mark.parametrize("part", ["card_data.json", "config.json", "metrics.json", "fairness.csv", "fairness.md"])
+def test_without_a_part_there_is_no_card(part, carded, tmp_path, monkeypatch, capsys):
+    folder = shutil.copytree(carded, tmp_path / "run")
+    (folder / part).unlink()
+    with pytest.raises(SystemExit) as stop:
+        run_hub(monkeypatch, "card", folder)
+    assert stop.value.code == 2 and f"no {part}" in capsys.readouterr().err
+
+
+def test_a_missing_figure_and_a_missing_fact_are_named(carded, tmp_path):
+    folder = shutil.copytree(carded, tmp_path / "run")
+    figure = next((folder / "figures").glob("*_forest.png"))
+    figure.rename(folder / "away.png")
+    with pytest.raises(UserError, match=f"no figures/{figure.name}"):
+        write_classifier_card(folder)
+    (folder / "away.png").rename(figure)
+    facts = json.loads((folder / "card_data.json").read_text())
+    del facts["command"]
+    (folder / "card_data.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="command"):
+        write_classifier_card(folder)

@@ -1,0 +1,73 @@
+"""What a card says of an explanation: a report of explain.py, taken into the run folder, beside its controls."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from dataset_scripts.common import UserError
+from melanoma_fair_xai.engine.files import atomic_path, write_json
+from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME
+from melanoma_fair_xai.explain.measures import MEASURES
+from melanoma_fair_xai.explain.report import interval, number, trap_sentence
+from melanoma_fair_xai.explain.summary import beats
+from melanoma_fair_xai.fairness.report import markdown_table
+from melanoma_fair_xai.hub import card
+from melanoma_fair_xai.hub.record import commit
+
+PARTS = tuple(f"explanation/{name}" for name in ("facts.json", "controls.csv", "groups.csv"))
+FACTS, CONTROLS_TABLE, GROUPS_TABLE = PARTS
+FIGURES = {"controls": "figures/explanation_controls.png", "gallery": "figures/explanation_gallery.png"}
+SHOWN = ("random", "centre", "edges", "randomised")
+
+
+def take(report: Path, folder: Path) -> None:
+    """Copy from an explain.py report what the card of the run in `folder` shows.
+
+    UserError if a part is missing, and if the report is of another model: their thresholds differ.
+    """
+    arguments = card.read_json(report, ARGUMENTS_NAME)
+    table = pd.read_parquet(card.need(report, "attributions.parquet"))
+    threshold = card.read_json(folder, "config.json")["operating_point"]["threshold"]
+    if set(table["threshold"]) != {threshold}:
+        raise UserError(
+            f"{report}: explains another model than {folder}: its threshold is {table['threshold'].iloc[0]}"
+        )
+    phantoms = bool((table["source"] == "phantom").all())
+    names = {"controls.csv": CONTROLS_TABLE, "groups.csv": GROUPS_TABLE}
+    # The gallery shows the images themselves, which a card may only where no patient stands behind them.
+    names |= {f"figures/{name}.png": target for name, target in FIGURES.items() if name == "controls" or phantoms}
+    for name, target in names.items():
+        if name.startswith("figures/") and not (report / name).is_file():
+            continue  # too few maps for the figure, or a report without a gallery
+        (folder / target).parent.mkdir(exist_ok=True)
+        with atomic_path(folder / target) as path:
+            shutil.copyfile(card.need(report, name), path)
+    kept = {name: arguments[name] for name in ("method", "layer", "target", "split", "seed")}
+    counts = {"images": len(table), "lesions": int(table["lesion_id"].nunique()), "phantoms": phantoms}
+    write_json(folder / FACTS, {**kept, **counts, "commit": commit()})
+
+
+def read(folder: Path) -> dict[str, Any] | None:
+    """What the template needs, or None where nothing was measured. UserError for a missing part."""
+    if not (folder / FACTS).is_file():
+        return None
+    controls, groups = card.read_table(folder, CONTROLS_TABLE), card.read_table(folder, GROUPS_TABLE)
+    overall = groups[groups["group_column"] == "all"].set_index("measure")
+    compared = controls[controls["over_centre"].notna()]
+    header = ["measure", "better", "n", "the method", *SHOWN, "beats the centre"]
+    rows = []
+    for _, row in compared.iterrows():
+        cells = [number(row[name]) for name in SHOWN]
+        title = [MEASURES[row["measure"]].title, row["better"], f"{row['n']:,}"]
+        rows.append([*title, interval(overall.loc[row["measure"]]), *cells, "yes" if beats(row, "centre") else "no"])
+    traps = [name for name in overall.index if name.startswith("trap_") and name.endswith("_change")]
+    return {
+        **card.read_json(folder, FACTS),
+        "table": markdown_table(header, rows),
+        "won": sum(row[-1] == "yes" for row in rows),
+        "compared": len(rows),
+        "traps": [trap_sentence(t.removeprefix("trap_").removesuffix("_change"), overall.loc[t]) for t in traps],
+        "figures": {name: path for name, path in FIGURES.items() if (folder / path).is_file()},
+    }

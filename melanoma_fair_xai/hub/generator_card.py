@@ -1,0 +1,110 @@
+"""The card of a generator, made of its run folder: what can be asked of it, how good it is, and what it is not for."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCardData
+
+from melanoma_fair_xai.data.loading import Records
+from melanoma_fair_xai.diffusion.lesion_conditioner import MEASURES, RARE, UNITS
+from melanoma_fair_xai.fairness.report import markdown_table, number
+from melanoma_fair_xai.hub import card, quality
+from melanoma_fair_xai.hub.record import record
+
+TEMPLATE = "diffusion.md"
+CONFIGS = ("conditioner/config.json", "unet/config.json", "scheduler/scheduler_config.json")
+PARTS = ("card_data.json", "metrics.json", *CONFIGS)
+SETTINGS = (
+    *("preset", "resolution", "block_out_channels", "layers_per_block", "attention_resolutions", "beta_schedule"),
+    *("max_train_steps", "max_train_samples", "train_batch_size", "gradient_accumulation_steps", "learning_rate"),
+    *("lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay", "max_grad_norm"),
+    *("snr_gamma", "condition_dropout", "unconditional_share", "class_balanced_sampling", "use_ema", "ema_max_decay"),
+    *("mixed_precision", "seed"),
+)
+
+
+def record_generator(
+    folder: Path, records: Records, training: Mapping[str, Any], held_out_images: int, arguments: tuple
+) -> None:
+    """Write card_data.json: `training` as `training_facts` gives it, `arguments` those of train_diffusion.py."""
+    size = next(instance.resolution for instance in arguments if hasattr(instance, "resolution"))
+    data = "phantoms" if records.are_phantoms else Path(records.name).name
+    record(
+        folder,
+        "generator",
+        f"Generator of lesions, {size} x {size} ({data})",
+        records,
+        "train_diffusion.py",
+        arguments,
+        training=training,
+        held_out_images=held_out_images,
+    )
+
+
+def write_generator_card(folder: Path, output: Path | None = None) -> Path:
+    """Write README.md of what the run left in `folder`; `output` as in `write_card`. UserError for a missing part."""
+    facts = card.read_json(folder, "card_data.json")
+    conditioner, _, scheduler = (card.read_json(folder, name) for name in CONFIGS)
+    history = card.read_json(folder, "metrics.json")["history"]
+    sheet = f"samples/step-{history[-1]['step']:06d}.png"
+    measured = quality.read(folder)
+    data = facts["data"]
+    metadata = ModelCardData(
+        model_name=facts["title"],
+        **card.licence_metadata([data]),
+        library_name="diffusers",
+        pipeline_tag="unconditional-image-generation",
+        tags=[*card.TAGS, "diffusion", "synthetic", *(["phantom"] if data["phantoms"] else [])],
+        datasets=[data["id"]],
+        widget=[{"text": "generated lesions", "output": {"url": sheet}}],
+    )
+    text = card.render(
+        folder,
+        TEMPLATE,
+        metadata,
+        facts=facts,
+        data=data,
+        population=card.population_table(facts["population"]),
+        settings=card.settings_text(facts["settings"], SETTINGS),
+        conditions=conditions_table(conditioner["counts"], conditioner["vocabularies"]),
+        has_skin_types="fitzpatrick" in conditioner["counts"],
+        example=example(conditioner["counts"]),
+        prediction_type=scheduler["prediction_type"],
+        losses=loss_table(history),
+        last_step=history[-1]["step"],
+        rare=RARE,
+        sheet=sheet,
+        quality=measured,
+    )
+    return card.write_card(folder, text, [*PARTS, *(quality.PARTS if measured else [])], output)
+
+
+def conditions_table(counts: Mapping[str, Mapping[str, int]], vocabularies: Mapping[str, list[str]]) -> str:
+    """Every condition with the values that training saw, and its images of each, as Markdown."""
+    rows = []
+    for name, seen in counts.items():
+        if name in MEASURES:
+            width = MEASURES[name][2]
+            values = [(f"{key} to {float(key) + width:g} {UNITS[name]}", seen[key]) for key in sorted(seen, key=float)]
+        else:
+            values = [(word, seen[word]) for word in vocabularies[name]]
+        rows.append([f"`{name}`", ", ".join(f"{value} ({count:,})" for value, count in values if count)])
+    return markdown_table(["condition", "values (training images)"], rows)
+
+
+def example(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+    """Arguments of a call that training prepared for: of each condition what it saw most often."""
+    lines = []
+    for name, seen in counts.items():
+        common = max(seen, key=lambda value: seen[value])
+        value = f"{float(common) + MEASURES[name][2] / 2:g}" if name in MEASURES else f'"{common}"'
+        lines.append(f"{name}={value}")
+    return lines
+
+
+def loss_table(history: list[dict[str, Any]]) -> str:
+    """The last held-out error by band of timesteps, as Markdown."""
+    losses = {name.removeprefix("error_t"): value for name, value in history[-1].items() if name.startswith("error_t")}
+    header = ["timesteps", *(name.replace("-", " to ") for name in losses)]
+    return markdown_table(header, [["mean squared error", *(number(value, 4) for value in losses.values())]])

@@ -1,0 +1,210 @@
+"""What a card says that no other file of a run folder holds, recorded once, at the end of the training."""
+
+import dataclasses
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pandas as pd
+import timm
+from huggingface_hub import DatasetCard
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from torch import nn
+
+from dataset_scripts import fitzpatrick17k, ham10000, phantom
+from melanoma_fair_xai.classifier.models import is_timm_name
+from melanoma_fair_xai.data.loading import UNUSABLE, Records, is_synthetic
+from melanoma_fair_xai.engine.arguments import command_line
+from melanoma_fair_xai.engine.files import write_json
+from melanoma_fair_xai.fairness.groups import MAX_GROUPS, group_column
+
+CARD_DATA_NAME = "card_data.json"
+PACKAGES = ("melanoma-fair-xai", "torch", "timm", "transformers", "diffusers", "accelerate", "datasets")
+DESCRIBED = ("fitzpatrick", "sex", "age_band", "localization", "source", "diagnosis")  # who is in the data
+FEW_IMAGES = 200  # a training on fewer is a smoke run
+ONE_EPOCH = 0.9  # of the images, as the last batch of an epoch may be left out
+
+Arguments = TypeVar("Arguments")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFacts:
+    """A data set as cards name it; `licence` is None where it is not known, the other texts are empty."""
+
+    id: str
+    name: str
+    licence: str | None = None
+    citation: str = ""
+    about: str = ""
+
+
+def _builder_facts(module: Any, builder: type) -> DataFacts:
+    return DataFacts(builder.__name__.lower(), builder.pretty_name, module.LICENSE, module.CITATION, builder.about)
+
+
+BUILDER_FACTS = [
+    _builder_facts(ham10000, ham10000.HAM10000),
+    _builder_facts(fitzpatrick17k, fitzpatrick17k.Fitzpatrick17k),
+    _builder_facts(phantom, phantom.Phantom),
+]
+
+
+def data_facts(name: str) -> DataFacts:
+    """The facts of a builder's data set, raw or prepared, else what the card of a folder or Hub id says of itself."""
+    for facts in BUILDER_FACTS:
+        if name == facts.id:
+            return facts
+    folder = Path(name)
+    short = folder.name if folder.is_dir() else name
+    try:
+        card = DatasetCard.load(folder / "README.md" if folder.is_dir() else name, ignore_metadata_errors=True)
+    except (OSError, HfHubHTTPError, HFValidationError):
+        return DataFacts(short, short)
+    title = card.data.get("pretty_name") or short
+    for facts in BUILDER_FACTS:
+        if title == facts.name:
+            return dataclasses.replace(facts, id=short)
+    citation = re.search(r"```bibtex\n(.*?)\n```", card.text, re.DOTALL)
+    return DataFacts(short, title, card.data.get("license"), citation[1] if citation else "")
+
+
+def population(table: pd.DataFrame) -> list[dict[str, Any]]:
+    """Who is in each split, generated images left out: rows of column, group, and images and melanomas by split.
+
+    The first row, column `all`, counts lesions too. Columns with more groups than can be told apart are left out.
+    """
+    table = table[~is_synthetic(table) & (table["split"] != UNUSABLE).to_numpy()].reset_index(drop=True)
+    splits = list(dict.fromkeys(table["split"]))
+
+    def counts(part: pd.DataFrame) -> dict[str, dict[str, int]]:
+        found = {name: part[part["split"] == name] for name in splits}
+        return {name: {"images": len(p), "melanomas": int(p["melanoma"].sum())} for name, p in found.items()}
+
+    whole = counts(table)
+    for name in splits:
+        whole[name]["lesions"] = int(table["lesion_id"][table["split"] == name].nunique())
+    rows = [{"column": "all", "group": "all", "splits": whole}]
+    for column in DESCRIBED:
+        if table.get(column, pd.Series(dtype=str)).nunique() > MAX_GROUPS:
+            continue
+        groups = group_column(table, column)
+        rows += [
+            {"column": column, "group": group, "splits": counts(table[groups == group])}
+            for group in groups.cat.categories
+        ]
+    return rows
+
+
+def training_facts(images: int, images_in_split: int, images_seen: int, *networks: nn.Module) -> dict[str, Any]:
+    """How much a training learned from; `smoke` says that it was too little to mean anything.
+
+    That is: less than one epoch of the train split seen in all, or fewer than FEW_IMAGES to learn from.
+    """
+    return {
+        "images": images,
+        "images_in_split": images_in_split,
+        "images_seen": images_seen,
+        "smoke": images_seen < ONE_EPOCH * images_in_split or images < FEW_IMAGES,
+        "parameters": sum(parameter.numel() for network in networks for parameter in network.parameters()),
+    }
+
+
+def starting_point(name: str, pretrained: bool, weights: str | None) -> dict[str, Any]:
+    """Where the weights of a classifier came from, in words; on the Hub (`base_model`); and the data in them already.
+
+    `name` is --model_name_or_path, `weights` --pretrained_weights.
+    """
+    if is_timm_name(name):
+        if weights:
+            return {"text": f"the weights in `{Path(weights).name}`", "base_model": None, "data": []}
+        if not pretrained:
+            return {"text": "random weights", "base_model": None, "data": []}
+        config = timm.get_pretrained_cfg(name)
+        full = f"{config.architecture}.{config.tag}"
+        source = f"timm/{full}" if config.hf_hub_id == "timm/" else config.hf_hub_id
+        return {"text": f"timm's weights `{full}`", "base_model": source, "data": []}
+    folder = Path(name)
+    if not folder.is_dir():
+        return {"text": f"the model `{name}`", "base_model": name.removeprefix("hf-hub:"), "data": []}
+    saved = folder / CARD_DATA_NAME
+    earlier = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
+    start = earlier.get("start", {})
+    return {
+        "text": f"the model `{folder.name}`",
+        "base_model": start.get("base_model"),
+        "data": [*start.get("data", []), *([earlier["data"]] if "data" in earlier else [])],
+    }
+
+
+def record(folder: Path, kind: str, title: str, records: Records, script: str, arguments: tuple, **facts: Any) -> None:
+    """Write card_data.json: what is common to all kinds of models, and `facts`.
+
+    `kind` is `classifier` or `generator`; `arguments` are the dataclasses of `script`, which give the command.
+    """
+    arguments = tuple(without_local_paths(instance) for instance in arguments)
+    settings = {name: value for instance in arguments for name, value in vars(instance).items()}
+    hidden = ("output_dir", "data_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_dir")
+    write_json(
+        folder / CARD_DATA_NAME,
+        {
+            "kind": kind,
+            "name": folder.resolve().name,
+            "title": title,
+            "data": {**dataclasses.asdict(data_facts(records.name)), "phantoms": records.are_phantoms},
+            "population": population(records.table),
+            "skipped": len(records.skipped),
+            "generated_images": int(is_synthetic(records.table).sum()),
+            "settings": {
+                name: value
+                for name, value in settings.items()
+                if name not in hidden and not name.startswith(("hub_", "push_"))
+            },
+            "command": command_line(script, *arguments),
+            "versions": versions(),
+            "commit": commit(),
+            **facts,
+        },
+    )
+
+
+def without_local_paths(arguments: Arguments) -> Arguments:
+    """The dataclass with absolute paths cut to their last name: nobody needs to know where a home folder lies."""
+
+    def cut(value: Any) -> Any:
+        if isinstance(value, list):
+            return [cut(item) for item in value]
+        return os.path.basename(os.path.normpath(value)) if isinstance(value, str) and os.path.isabs(value) else value
+
+    return dataclasses.replace(arguments, **{name: cut(value) for name, value in vars(arguments).items()})
+
+
+def versions() -> Mapping[str, str]:
+    """Of Python and of the packages that are installed."""
+    found = {"Python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:  # a clone can be used without being installed
+            continue
+    return found
+
+
+def commit() -> str | None:
+    """The commit of the code, with a word if files differ from it; None outside a clone."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + (" with changes that are not committed" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
