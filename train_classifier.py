@@ -45,6 +45,7 @@ from melanoma_fair_xai.fairness.evaluation import FAMILY
 from melanoma_fair_xai.fairness.report import OVERALL, TITLES, number, with_interval
 from melanoma_fair_xai.hub.card import read_json
 from melanoma_fair_xai.hub.classifier_card import record_classifier, write_classifier_card
+from melanoma_fair_xai.hub.publish import HubArguments, check_push, push_run
 from melanoma_fair_xai.hub.record import CARD_DATA_NAME, starting_point, training_facts, without_local_paths
 
 
@@ -73,7 +74,7 @@ class ModelArguments:
 
 
 @dataclass
-class TrainingArguments:
+class TrainingArguments(HubArguments):
     output_dir: str = field(default="runs/classifier", metadata={"help": "The run folder."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an earlier run in --output_dir."})
     eval_only: bool = field(default=False, metadata={"help": "Score the model as it is; no training."})
@@ -144,6 +145,8 @@ def main() -> None:
             project_dir=training.output_dir,
             dynamo_plugin=TorchDynamoPlugin(backend="inductor") if training.torch_compile else None,
         )
+        if training.push_to_hub:
+            on_main_process(accelerator, lambda: check_push(training))
         resume = training.resume_from_checkpoint is not None
         with open_run_folder(
             accelerator, training.output_dir, resume=resume, overwrite=training.overwrite_output_dir
@@ -155,6 +158,8 @@ def main() -> None:
             else:
                 train_and_evaluate(accelerator, folder, args)
         accelerator.end_training()
+        if training.push_to_hub:
+            on_main_process(accelerator, lambda: push_run(training))
 
 
 def check_arguments(args: Arguments) -> None:
@@ -164,6 +169,10 @@ def check_arguments(args: Arguments) -> None:
         raise UserError(f"--cross_validation {args.data.cross_validation}: there are {N_FOLDS} folds; give {N_FOLDS}")
     if args.data.cross_validation and args.training.eval_only:
         raise UserError("--cross_validation trains; give --eval_only without it")
+    if args.training.push_to_hub and (args.data.cross_validation or args.training.eval_only):
+        raise UserError(
+            "--push_to_hub publishes one trained model; give it without --cross_validation and --eval_only"
+        )
     if args.data.synthetic_dir and args.training.eval_only:
         raise UserError("--synthetic_dir: generated images are for training; give --eval_only without it")
     if args.data.cross_validation and args.training.resume_from_checkpoint not in (None, LATEST):

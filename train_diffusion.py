@@ -36,10 +36,11 @@ from melanoma_fair_xai.diffusion.process import PREDICTION_TYPES, make_noise_sch
 from melanoma_fair_xai.diffusion.training import DiffusionTraining, Task
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
 from melanoma_fair_xai.engine.files import atomic_path, write_json
-from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, resolve_precision
+from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process, resolve_precision
 from melanoma_fair_xai.engine.run_folder import open_run_folder
 from melanoma_fair_xai.engine.trackers import start_trackers
 from melanoma_fair_xai.hub.generator_card import record_generator, write_generator_card
+from melanoma_fair_xai.hub.publish import HubArguments, check_push, push_run
 from melanoma_fair_xai.hub.record import training_facts
 
 
@@ -84,7 +85,7 @@ class ModelArguments:
 
 
 @dataclass
-class TrainingArguments:
+class TrainingArguments(HubArguments):
     output_dir: str = field(default="runs/diffusion", metadata={"help": "The run folder."})
     overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an earlier run in --output_dir."})
     dry_run: bool = field(
@@ -145,11 +146,15 @@ def main() -> None:
         if training.dry_run:
             dry_run(accelerator, data, model_args, training)
             return
+        if training.push_to_hub:
+            on_main_process(accelerator, lambda: check_push(training))
         resume = training.resume_from_checkpoint is not None
         with open_run_folder(
             accelerator, training.output_dir, resume=resume, overwrite=training.overwrite_output_dir
         ) as folder:
             train_and_export(accelerator, folder, data, model_args, training)
+        if training.push_to_hub:
+            on_main_process(accelerator, lambda: push_run(training))
 
 
 def apply_preset(model_args: ModelArguments, training: TrainingArguments) -> None:

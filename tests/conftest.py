@@ -4,12 +4,14 @@ import contextlib
 import os
 import resource
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from dataset_scripts.builder import prepare_parquet
 from dataset_scripts.phantom import Phantom
+from tests.hub.local_hub import LocalHub
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "MELANOMA_FAIR_XAI_DATA"
@@ -55,6 +57,14 @@ def phantoms(tmp_path_factory) -> Path:
     builder = Phantom(num_images=150, image_size=32, cache_dir=str(folder / "cache"))
     prepare_parquet(builder, str(folder / "prepared"), "# Phantoms for tests")
     return folder / "prepared"
+
+
+@pytest.fixture(scope="module")
+def local_hub() -> Iterator[LocalHub]:
+    """A Hub on this machine, for processes that are given its `environment`."""
+    hub = LocalHub()
+    yield hub
+    hub.close()
 
 
 @pytest.fixture

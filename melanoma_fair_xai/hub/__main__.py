@@ -1,25 +1,23 @@
-"""Make the card of a finished run again.
+"""Make the card of a finished run again, and publish what is finished.
 
 python -m melanoma_fair_xai.hub card runs/r18 --explanation runs/r18-explained
+python -m melanoma_fair_xai.hub push runs/r18 --hub_model_id USER/NAME --dry_run
+python -m melanoma_fair_xai.hub push data/ham10000 --hub_dataset_id USER/NAME
 """
 
 import argparse
 from pathlib import Path
 
 from dataset_scripts.common import UserError, run_command
-from melanoma_fair_xai.hub import explanation, quality
-from melanoma_fair_xai.hub.card import read_json
-from melanoma_fair_xai.hub.classifier_card import write_classifier_card
-from melanoma_fair_xai.hub.generator_card import write_generator_card
-from melanoma_fair_xai.hub.record import CARD_DATA_NAME
-
-WRITERS = {"classifier": write_classifier_card, "generator": write_generator_card}
+from dataset_scripts.publishing import add_repository_flags, check_repo_id, dataset_publication, publish
+from melanoma_fair_xai.hub.publish import CARD_DATA_NAME, model_publication
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m melanoma_fair_xai.hub")
     commands = parser.add_subparsers(required=True)
     _add_card(commands.add_parser("card", help="write the card of a finished run again, to the same bytes"))
+    _add_push(commands.add_parser("push", help="publish a finished run, or a prepared data set, as one commit"))
     options = parser.parse_args()
     options.command(options)
 
@@ -45,9 +43,16 @@ def _add_card(parser: argparse.ArgumentParser) -> None:
 
 
 def _card(options: argparse.Namespace) -> None:
+    # Here, because they take torch along, and pushing need not wait for it.
+    from melanoma_fair_xai.hub import explanation, quality
+    from melanoma_fair_xai.hub.card import read_json
+    from melanoma_fair_xai.hub.classifier_card import write_classifier_card
+    from melanoma_fair_xai.hub.generator_card import write_generator_card
+
+    writers = {"classifier": write_classifier_card, "generator": write_generator_card}
     kind = read_json(options.run, CARD_DATA_NAME).get("kind")
-    if kind not in WRITERS:
-        raise UserError(f"{options.run / CARD_DATA_NAME}: of kind {kind}; there are {', '.join(WRITERS)}")
+    if kind not in writers:
+        raise UserError(f"{options.run / CARD_DATA_NAME}: of kind {kind}; there are {', '.join(writers)}")
     for report, module, wanted in (
         (options.explanation, explanation, "classifier"),
         (options.quality, quality, "generator"),
@@ -56,7 +61,27 @@ def _card(options: argparse.Namespace) -> None:
             raise UserError(f"{report}: measures a {wanted}, and {options.run} is a {kind}")
         if report:
             module.take(report, options.run)
-    print(f"card: {WRITERS[kind](options.run, options.output)}")
+    print(f"card: {writers[kind](options.run, options.output)}")
+
+
+def _add_push(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folder", type=Path, help="the run, or the data set")
+    name = parser.add_mutually_exclusive_group(required=True)
+    name.add_argument("--hub_model_id", help="USER/NAME of the model's repository")
+    name.add_argument("--hub_dataset_id", help="USER/NAME of the data set's repository")
+    add_repository_flags(parser)
+    parser.add_argument("--dry_run", action="store_true", help="list files, sizes and licence; send nothing")
+    parser.set_defaults(command=_push)
+
+
+def _push(options: argparse.Namespace) -> None:
+    repo_id = options.hub_dataset_id or options.hub_model_id
+    check_repo_id(repo_id)
+    publication = (dataset_publication if options.hub_dataset_id else model_publication)(options.folder)
+    if options.dry_run:
+        print(publication.describe(repo_id, options.hub_private_repo))
+    else:
+        print(publish(publication, repo_id, options.hub_private_repo, options.hub_tag))
 
 
 if __name__ == "__main__":

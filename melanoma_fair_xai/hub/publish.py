@@ -1,0 +1,88 @@
+"""Publishing a finished run on the Hub: the model, its card and what the card shows, and nothing else."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from dataset_scripts.common import UserError
+from dataset_scripts.publishing import (
+    CARD_NAME,
+    Publication,
+    collect,
+    file_problem,
+    open_repository,
+    publish,
+    read_card,
+)
+
+CARD_DATA_NAME = "card_data.json"
+CLASSIFIER_FILES = (CARD_NAME, "config.json", "model.safetensors")
+GENERATOR_FILES = (
+    CARD_NAME,
+    "model_index.json",
+    "pipeline_lesion.py",
+    "conditioner/config.json",
+    "conditioner/lesion_conditioner.py",
+    "conditioner/*.safetensors",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/*.safetensors",
+)
+RUN_EXTRAS = ("fairness.csv", "metrics.json", "training_args.json", "figures/*", "samples/*", "unet/*.index.json")
+
+
+@dataclass
+class HubArguments:
+    """The flags of publishing that both trainings have."""
+
+    push_to_hub: bool = field(default=False, metadata={"help": "Publish the run on the Hub when it is finished."})
+    hub_model_id: str | None = field(
+        default=None, metadata={"help": "USER/NAME there; default: your user and the run folder's name."}
+    )
+    hub_private_repo: bool = field(default=True, metadata={"help": "Make the repository private if it is new."})
+
+
+def model_publication(folder: Path) -> Publication:
+    """What of a run folder is published. UserError for one that is not finished, not whole, or no model's."""
+    read_card(folder)  # first: a run without it is not finished, whatever else it lacks
+    if (folder / "fold-0").is_dir():
+        raise UserError(
+            f"{folder}: a cross-validation, one model a fold; push one of them, such as {folder / 'fold-0'}"
+        )
+    if (folder / "data").is_dir():
+        raise UserError(f"{folder}: a data set; name its repository with --hub_dataset_id")
+    files = GENERATOR_FILES if (folder / "model_index.json").is_file() else CLASSIFIER_FILES
+    publication = collect(folder, "model", files, RUN_EXTRAS, run_file_problem)
+    recorded = folder / CARD_DATA_NAME  # the code that trained, which need not be the one that publishes
+    if recorded.is_file():
+        if reason := file_problem(recorded):
+            raise UserError(f"{recorded}: {reason}; finish the run again")
+        publication = replace(publication, code=json.loads(recorded.read_text(encoding="utf-8"))["commit"])
+    return publication
+
+
+def run_file_problem(path: Path) -> str | None:
+    """As `file_problem`, for weights too."""
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="np"):
+                return None
+        except SafetensorError as error:
+            return f"not a whole safetensors file ({error})"
+    return file_problem(path)
+
+
+def check_push(options: HubArguments) -> None:
+    """Before a training: UserError if its model could not be pushed afterwards. Makes the repository."""
+    open_repository(_repo_id(options), "model", options.hub_private_repo)
+
+
+def push_run(options: HubArguments) -> None:
+    """Publish the finished run in --output_dir, and say where."""
+    print(publish(model_publication(Path(options.output_dir)), _repo_id(options), options.hub_private_repo))
+
+
+def _repo_id(options: HubArguments) -> str:
+    return options.hub_model_id or Path(options.output_dir).resolve().name
