@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from local_hub import LocalHub
 
 from dataset_scripts.builder import prepare_parquet
 from dataset_scripts.phantom import Phantom
-from tests.hub.local_hub import LocalHub
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "MELANOMA_FAIR_XAI_DATA"

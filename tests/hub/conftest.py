@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import pytest
-
-from tests.hub.local_hub import TOKEN, LocalHub
-from tests.hub.strangers import client_environment
+from local_hub import TOKEN, LocalHub
+from strangers import client_environment
 
 SERVE = """
 import contextlib, io, json, os, sys

@@ -1,6 +1,6 @@
 """A small Hub in memory, on this machine: what the real clients ask for over HTTP, and the ways in which it can fail.
 
-    python -m tests.hub.local_hub
+    python tests/hub/local_hub.py
 
 serves one until it is stopped, and prints its address and the variables with which clients find it. They must be set
 before the first import of huggingface_hub: it reads them then.

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
-from tests.hub.local_hub import LocalHub
+from local_hub import LocalHub
 
 FORBIDDEN = "assert not [n for n in sys.modules if n.startswith(('melanoma_fair_xai', 'dataset_scripts'))]\n"
 

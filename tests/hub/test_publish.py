@@ -8,13 +8,13 @@ import sys
 import time
 
 import pytest
+from local_hub import DROPPED, NO_COMMITS, STALLED, UNAVAILABLE
+from strangers import client_environment
+from tiny_runs import HOME, classifier_run
 
 from dataset_scripts.common import UserError
 from dataset_scripts.publishing import dataset_publication, next_tag, without_local_paths
 from melanoma_fair_xai.hub.publish import model_publication
-from tests.hub.local_hub import DROPPED, NO_COMMITS, STALLED, UNAVAILABLE
-from tests.hub.strangers import client_environment
-from tests.hub.tiny_runs import HOME, classifier_run
 
 CLASSIFIER = ["README.md", "config.json", "fairness.csv", "figures/roc.png", "metrics.json", "model.safetensors"]
 CLASSIFIER += ["training_args.json"]

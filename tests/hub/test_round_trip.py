@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import timm
 import torch
+from strangers import run_stranger
+from tiny_runs import classifier_run, generator_run, lesion
 
 from melanoma_fair_xai.classifier.export import load_classifier
-from tests.hub.strangers import run_stranger
-from tests.hub.tiny_runs import classifier_run, generator_run, lesion
 
 TIMM = """
 import timm, torch
