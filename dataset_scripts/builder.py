@@ -8,13 +8,14 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from importlib import resources
 
 import datasets
 import numpy as np
 import pandas as pd
 from huggingface_hub import DatasetCardData
 
-from .common import UserError, content_hash, read_bytes
+from .common import MELANOMA_NAMES, UserError, content_hash, read_bytes
 from .splits import (
     MANIFEST_NAME,
     assign_folds,
@@ -63,6 +64,7 @@ class LesionBuilder(datasets.GeneratorBasedBuilder):
             raise UserError(f"--seed {self.config.seed}: give 0 or more")
         if not 0 <= self.config.max_skipped_share <= 1:
             raise UserError(f"--max_skipped_share {self.config.max_skipped_share:g}: give a share from 0 to 1")
+        self.records: pd.DataFrame | None = None
         self.manifest: pd.DataFrame | None = None
         self.skipped: pd.DataFrame | None = None
 
@@ -86,7 +88,7 @@ class LesionBuilder(datasets.GeneratorBasedBuilder):
         records = records.assign(split=split)
         check_disjoint(records["lesion_id"], records["split"], self.name)
         records = records.iloc[np.argsort([_split_rank(name) for name in split], kind="stable")]
-        self.manifest = records[["image_id", "lesion_id", "split"]]
+        self.records, self.manifest = records, records[["image_id", "lesion_id", "split"]]
         return [
             datasets.SplitGenerator(name=name, gen_kwargs={"records": rows.to_dict("records")})
             for name, rows in records.groupby("split", sort=False)
@@ -238,37 +240,9 @@ def _shards(folder: str, prefix: str) -> list[str]:
 
 # --- the card --------------------------------------------------------------------------------------------------------
 
-CARD = """---
-{metadata}
----
-
-{text}
-
-Research only, not for diagnosis.
-
-## Splits
-
-{splits}
-
-Whole lesions stand in one split each (`{manifest_name}`, SHA-256 `{manifest}`, seed {seed}, stratified by {strata}).
-{skipped} rows stand in `{skipped_name}`: images that could not be used, and masks that were left out.
-
-## Columns
-
-{columns}
-
-## Licence and citation
-
-{licence}
-
-```bibtex
-{citation}
-```
-"""
-
 
 def _card(builder: LesionBuilder, data_files: Mapping[str, str], text: str) -> str:
-    """The data set card: YAML for the Hub, the data set's own text, and what the builder knows."""
+    """The data set card, model_cards/dataset.md: YAML for the Hub, the data set's own text, what the builder knows."""
     info = copy.deepcopy(builder.info)
     info.config_name = "default"
     total = sum(split.num_examples for split in info.splits.values())
@@ -288,9 +262,16 @@ def _card(builder: LesionBuilder, data_files: Mapping[str, str], text: str) -> s
         }
     ]
     lesions = builder.manifest.groupby("split")["lesion_id"].nunique()
-    return CARD.format(
+    template = resources.files("model_cards").joinpath("dataset.md").read_text(encoding="utf-8")
+    return template.format(
         metadata=metadata.to_yaml().strip(),
         text=text.strip(),
+        about=builder.about,
+        composition=_markdown_table(["group", "images", "lesions", "melanomas"], _composition(builder.records)),
+        age=_age_text(builder.records["age"]),
+        folder=builder.dataset_name,
+        module=f"dataset_scripts.{builder.dataset_name}",
+        datasets_version=datasets.__version__,
         splits=_markdown_table(
             ["split", "images", "lesions"],
             [(name, f"{split.num_examples:,}", f"{lesions[name]:,}") for name, split in info.splits.items()],
@@ -305,8 +286,29 @@ def _card(builder: LesionBuilder, data_files: Mapping[str, str], text: str) -> s
             ["column", "type"], [(f"`{name}`", _type_text(kind)) for name, kind in info.features.items()]
         ),
         licence=" ".join(filter(None, [f"Licence: {info.license}." if info.license else "", info.homepage])),
-        citation=info.citation.strip(),
+        citation=f"```bibtex\n{info.citation.strip()}\n```" if info.citation else "",
     )
+
+
+def _composition(records: pd.DataFrame) -> list[tuple[str, ...]]:
+    """Rows of group, images, lesions and melanomas: of all, and by skin type, sex, body site and source."""
+
+    def row(name: str, part: pd.DataFrame) -> tuple[str, ...]:
+        counts = (len(part), part["lesion_id"].nunique(), (part["melanoma"] == MELANOMA_NAMES[1]).sum())
+        return (name, *(f"{count:,}" for count in counts))
+
+    rows = [row("all", records)]
+    for column in ("fitzpatrick", "sex", "localization", "source"):
+        rows += [row(f"{column} {name}", part) for name, part in records.groupby(column)]
+    return rows
+
+
+def _age_text(ages: pd.Series) -> str:
+    known = ages.dropna().astype(float)
+    if known.empty:
+        return "Age is not known of any image."
+    span = f"from {known.min():g} to {known.max():g} years, median {known.median():g}"
+    return f"Age is known of {len(known):,} of {len(ages):,} images, {span}."
 
 
 def _size_category(count: int) -> str:

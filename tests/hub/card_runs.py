@@ -7,11 +7,13 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import PIL.Image
 import torch
 
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.fairness import FairnessReport, evaluate_predictions
 from melanoma_fair_xai.hub.classifier_card import record_classifier, write_classifier_card
+from melanoma_fair_xai.hub.generator_card import record_generator
 from melanoma_fair_xai.hub.record import starting_point, training_facts
 
 
@@ -66,6 +68,7 @@ def make_predictions(types: list[str], n: int = 400) -> pd.DataFrame:
             "fitzpatrick": rng.choice(types, n),
             "sex": np.where(np.arange(n) < 15, "male", "female"),
             "age": 50.0,
+            "source": "clinic",
         }
     )
 
@@ -95,6 +98,8 @@ def write_card(
     table = make_predictions(list(types))
     columns = table[["image_id", "lesion_id", "fitzpatrick", "sex", "age"]]
     columns = columns.assign(melanoma=table["label"], split="test", source=source, localization="back", diagnosis="x")
+    others = [columns.head(40).assign(split=name) for name in ("train", "validation")]
+    columns = pd.concat([*others, columns], ignore_index=True)
     records = Records(name, datasets.Dataset.from_dict({}), columns, pd.DataFrame())
     training = training_facts(1000, 1000, images_seen, torch.nn.Linear(3, 2))
     start = start or starting_point("resnet18", False, None)
@@ -102,3 +107,59 @@ def write_card(
     record_classifier(folder, "resnet18, melanoma vs rest", "test", table, records, training, start, 0, settings)
     write_classifier_card(folder)
     return folder
+
+
+@dataclasses.dataclass
+class GeneratorSettings:
+    """What train_diffusion.py's arguments are to a card."""
+
+    dataset_name: str = "ham10000"
+    max_train_samples: int | None = None
+    preset: str = "64-small"
+    resolution: int = 64
+    block_out_channels: tuple = (64, 128)
+    layers_per_block: int = 2
+    attention_resolutions: tuple = (16,)
+    beta_schedule: str = "linear"
+    output_dir: str = "runs/generator"
+    seed: int = 0
+    max_train_steps: int = 3000
+    train_batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    learning_rate: float = 1e-3
+    lr_scheduler: str = "cosine"
+    lr_warmup_steps: int = 100
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.99
+    adam_weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    snr_gamma: float = 5.0
+    condition_dropout: float = 0.1
+    unconditional_share: float = 0.1
+    class_balanced_sampling: bool = False
+    use_ema: bool = True
+    ema_max_decay: float | None = None
+    mixed_precision: str = "auto"
+
+
+def write_generator(folder: Path, images_seen: int = 96000) -> None:
+    """Leave a generator's run folder, as far as its card is made of it, without the card."""
+    counts = {"diagnosis": {"nv": 300, "mel": 40, "df": 0}, "sex": {"female": 200, "male": 140}, "age": {"50": 340}}
+    vocabularies = {name: list(counts[name]) for name in ("diagnosis", "sex")}
+    history = [{"step": step, "error_t0-199": 0.9, "error_t200-399": 0.25 * step} for step in (1, 2)]
+    files = {
+        "conditioner/config.json": {"counts": counts, "vocabularies": vocabularies},
+        "unet/config.json": {},
+        "scheduler/scheduler_config.json": {"prediction_type": "v_prediction"},
+        "metrics.json": {"steps": 2, "history": history},
+    }
+    for name, value in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(json.dumps(value))
+    (folder / "samples").mkdir()
+    PIL.Image.new("RGB", (4, 4)).save(folder / "samples" / "step-000002.png")
+    table = make_predictions(["unknown"], 340)[["image_id", "lesion_id", "fitzpatrick", "sex", "age", "label"]]
+    table = table.rename(columns={"label": "melanoma"}).assign(source="clinic", localization="back", diagnosis="nv")
+    records = Records("ham10000", datasets.Dataset.from_dict({}), table.assign(split="train"), pd.DataFrame())
+    training = training_facts(340, 340, images_seen, torch.nn.Linear(3, 2))
+    record_generator(folder, records, training, 50, (GeneratorSettings(),))
