@@ -3,6 +3,7 @@
 import io
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,9 +16,10 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 import explain
-from dataset_scripts.common import run_command
+from dataset_scripts.common import UserError, run_command
 from melanoma_fair_xai.classifier.export import ClassifierInfo, export_classifier
 from melanoma_fair_xai.explain.measures import COMPARED, MEASURES
+from melanoma_fair_xai.hub import explanation
 
 REPOSITORY = Path(explain.__file__).parent
 DATA_CONFIG = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "crop_pct": 1.0}
@@ -125,6 +127,31 @@ def test_the_page_needs_nothing_beside_itself(report):
     assert len(links) >= 6 and all(link.startswith("data:image/png;base64,") for link in links)
     for text in ("fidelity, blackened", "pointing game", "erase_lesion", "ruler"):
         assert text in page
+
+
+def test_a_card_takes_the_summary_of_its_own_models_report(report, model, tmp_path):
+    run = shutil.copytree(model, tmp_path / "run")
+    assert explanation.read(run) is None
+    explanation.take(report, run)
+    found, comparison = explanation.read(run), pd.read_csv(report / "controls.csv").set_index("measure")
+    assert found["method"] == "gradcam" and found["images"] == len(pd.read_parquet(report / "attributions.parquet"))
+    line = next(line for line in found["table"].splitlines() if "deletion AUC, blur" in line)
+    row = comparison.loc["deletion_blur"]
+    for value in (row["mean"], row["low"], row["high"], row["random"], row["centre"], row["randomised"]):
+        assert f"{value:.3f}".replace("-", "−") in line
+    assert line.endswith("| yes |" if row["over_centre_low"] > 0 else "| no |")
+    assert [text.split(" changes")[0] for text in found["traps"]] == ["A pasted ruler", "Erasing the lesion"]
+    assert set(found["figures"]) == {"controls", "gallery"} and all(
+        (run / f).is_file() for f in found["figures"].values()
+    )
+    (run / explanation.GROUPS_TABLE).unlink()
+    with pytest.raises(UserError, match="no explanation/groups.csv"):
+        explanation.read(run)
+    config = json.loads((run / "config.json").read_text())
+    config["operating_point"]["threshold"] = 0.4
+    (run / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="explains another model"):
+        explanation.take(report, run)
 
 
 @pytest.mark.slow

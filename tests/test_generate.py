@@ -1,5 +1,7 @@
 """generate.py run for real on a small generator: what it writes, that it repeats itself, and what it refuses."""
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -24,6 +26,7 @@ from melanoma_fair_xai.diffusion.export import export_pipeline, make_pipeline
 from melanoma_fair_xai.diffusion.generation import drawn_conditions, image_seed, plain_value, read_record
 from melanoma_fair_xai.diffusion.networks import create_networks
 from melanoma_fair_xai.diffusion.process import make_noise_scheduler
+from melanoma_fair_xai.hub import quality as card_quality
 
 REPOSITORY = Path(generate.__file__).parent
 FAST = ["--num_inference_steps", 2, "--batch_size", 4, "--guidance_scale", 1.5]
@@ -284,7 +287,7 @@ def test_the_loop_closes(synthetic, phantoms, tmp_path):
     assert f"The training split holds {count} generated images" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_the_quality_report_tells_generated_from_real(synthetic, phantoms, tmp_path, capsys):
+def test_the_quality_report_tells_generated_from_real(synthetic, model, phantoms, tmp_path, capsys):
     torch.manual_seed(0)
     launch(
         train_classifier, "--dataset_name", phantoms, "--model_name_or_path", "test_resnet", "--no_pretrained",
@@ -306,6 +309,17 @@ def test_the_quality_report_tells_generated_from_real(synthetic, phantoms, tmp_p
     copies = pd.read_csv(tmp_path / "quality" / "copies.csv")
     real = load_records(str(phantoms)).table
     assert set(copies["pixel_nearest"]) <= set(real["image_id"][real["split"] == "train"])
+    # The card of the model that made them takes the report, and that of no other model.
+    run = shutil.copytree(model, tmp_path / "run")
+    card_quality.take(tmp_path / "quality", run)
+    found = card_quality.read(run)
+    assert found["feature_model"] == "features" and found["num_inference_steps"] == 2
+    tables = [[line for line in report.splitlines() if line.startswith("|")] for report in (found["text"], text)]
+    assert tables[0] == tables[1] and not list(run.rglob("nearest_pairs.png"))
+    facts = json.loads((tmp_path / "quality" / "quality.json").read_text())
+    (tmp_path / "quality" / "quality.json").write_text(json.dumps({**facts, "weights": "another"}))
+    with pytest.raises(UserError, match="images of another model"):
+        card_quality.take(tmp_path / "quality", run)
     capsys.readouterr()
     with pytest.raises(SystemExit):
         launch(quality, phantoms, "--real", synthetic, *flags)

@@ -60,7 +60,7 @@ def trained(phantoms, tmp_path_factory):
 def test_a_run_leaves_what_it_should(trained):
     files = ["model_index.json", "pipeline_lesion.py", "conditioner/lesion_conditioner.py", f"unet/{WEIGHTS}"]
     files += ["training_args.json", "split_manifest.csv", "skipped.csv", "metrics.json"]
-    files += ["samples/step-000010.png", "samples/step-000015.png"]
+    files += ["samples/step-000010.png", "samples/step-000015.png", "README.md", "card_data.json"]
     assert not [name for name in files if not (trained / name).is_file()]
     assert sorted(path.name for path in trained.glob("checkpoint-*")) == ["checkpoint-10", "checkpoint-15"]
     metrics = json.loads((trained / "metrics.json").read_text())
@@ -69,6 +69,14 @@ def test_a_run_leaves_what_it_should(trained):
     assert all(0 < error < 3 for error in errors)
     arguments = json.loads((trained / "training_args.json").read_text())
     assert (arguments["preset"], arguments["learning_rate"]) == ("32-tiny", 8e-4)
+
+
+def test_the_card_shows_the_last_sheet_and_the_losses_beside_it(trained):
+    card, metrics = (trained / "README.md").read_text(), json.loads((trained / "metrics.json").read_text())
+    assert "](samples/step-000015.png)" in card and "**Phantom data.**" in card and "**Smoke run.**" in card
+    assert f"| {metrics['history'][-1]['error_t0-199']:.4f} |" in card
+    counts = json.loads((trained / "conditioner" / "config.json").read_text())["counts"]
+    assert f"nevus ({counts['diagnosis']['nevus']})" in card
 
 
 def test_checkpoints_are_as_diffusers_loads_them(trained):

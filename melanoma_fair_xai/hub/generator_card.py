@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub import ModelCardData
 
 from melanoma_fair_xai.data.loading import Records
-from melanoma_fair_xai.diffusion.lesion_conditioner import MEASURES, RARE, UNITS
+from melanoma_fair_xai.diffusion.lesion_conditioner import CATEGORIES, MEASURES, RARE, UNITS
 from melanoma_fair_xai.fairness.report import markdown_table, number
 from melanoma_fair_xai.hub import card, quality
 from melanoma_fair_xai.hub.record import record
@@ -83,20 +83,22 @@ def write_generator_card(folder: Path, output: Path | None = None) -> Path:
 def conditions_table(counts: Mapping[str, Mapping[str, int]], vocabularies: Mapping[str, list[str]]) -> str:
     """Every condition with the values that training saw, and its images of each, as Markdown."""
     rows = []
-    for name, seen in counts.items():
+    for name in filter(counts.__contains__, (*CATEGORIES, *MEASURES)):
+        seen, title = counts[name], f"`{name}`"
         if name in MEASURES:
-            width = MEASURES[name][2]
-            values = [(f"{key} to {float(key) + width:g} {UNITS[name]}", seen[key]) for key in sorted(seen, key=float)]
+            width, title = MEASURES[name][2], f"`{name}` ({UNITS[name]})"
+            values = [(f"{key} to {float(key) + width:g}", seen[key]) for key in sorted(seen, key=float)]
         else:
             values = [(word, seen[word]) for word in vocabularies[name]]
-        rows.append([f"`{name}`", ", ".join(f"{value} ({count:,})" for value, count in values if count)])
+        rows.append([title, ", ".join(f"{value} ({count:,})" for value, count in values if count)])
     return markdown_table(["condition", "values (training images)"], rows)
 
 
 def example(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
-    """Arguments of a call that training prepared for: of each condition what it saw most often."""
+    """Arguments of a call that training prepared for: what it saw most often, of all conditions but the ITA."""
     lines = []
-    for name, seen in counts.items():
+    for name in filter(counts.__contains__, (*CATEGORIES, "age")):
+        seen = counts[name]
         common = max(seen, key=lambda value: seen[value])
         value = f"{float(common) + MEASURES[name][2] / 2:g}" if name in MEASURES else f'"{common}"'
         lines.append(f"{name}={value}")

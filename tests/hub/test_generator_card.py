@@ -32,7 +32,7 @@ def test_the_card_says_what_can_be_asked_and_what_is_not_known(folder):
     card = ModelCard.load(folder / "README.md")
     assert card.data.license == "cc-by-nc-4.0" and card.data.library_name == "diffusers"
     assert card.data.widget == [{"text": "generated lesions", "output": {"url": "samples/step-000002.png"}}]
-    assert "| `diagnosis` | nv (300), mel (40) |" in card.text and "| `age` | 50 to 60 years (340) |" in card.text
+    assert "| `diagnosis` | nv (300), mel (40) |" in card.text and "| `age` (years) | 50 to 60 (340) |" in card.text
     assert 'diagnosis="nv",\n    sex="female",\n    age=55,\n    guidance_scale' in card.text
     assert "no skin types: none can be asked for" in card.text and "not measured" in card.text
     # The last validation's losses, not the first's.
