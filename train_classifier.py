@@ -325,7 +325,7 @@ def describe(args: Arguments) -> dict[str, Any]:
 
 
 def title(records: Records, args: Arguments) -> str:
-    name = "phantom data, no patients" if records.are_phantoms else args.data.dataset_name
+    name = "phantom data, no patients" if records.are_phantoms else without_local_paths(args.data).dataset_name
     return f"{Path(args.model.model_name_or_path).name}, {args.data.target.replace('_', ' ')}\n({name})"
 
 

@@ -13,6 +13,7 @@ import train_classifier
 from dataset_scripts.common import run_command
 from dataset_scripts.splits import read_manifest
 from melanoma_fair_xai.fairness import read_predictions
+from melanoma_fair_xai.hub.classifier_card import write_classifier_card
 
 TINY = ["--model_name_or_path", "test_resnet", "--no_pretrained", "--image_size", "32", "--mixed_precision", "no"]
 TINY += ["--train_batch_size", "16", "--learning_rate", "0.003", "--report_to", "none", "--max_train_steps", "2"]
@@ -63,7 +64,10 @@ def test_the_report_is_of_all_folds_together(whole):
     assert metrics["splits"]["test"]["roc_auc"] == pytest.approx(auc)
     assert len(metrics["thresholds"]) == 5
     card = ModelCard.load(whole / "README.md")
-    assert "fold-0" in card.text and "Phantom data" in card.text
+    assert "This folder holds 5 models" in card.text and "Phantom data" in card.text and "Smoke run" in card.text
+    assert "| all images | 150 (" in card.text and "Each fold's model is calibrated" in card.text
+    text = (whole / "README.md").read_text()
+    assert write_classifier_card(whole).read_text() == text
 
 
 def test_interrupted_between_and_within_folds_it_goes_on_to_the_same(whole, phantoms, tmp_path, monkeypatch):
