@@ -5,21 +5,23 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import PIL.Image
 
 from dataset_scripts.common import UserError
 from melanoma_fair_xai.engine.files import atomic_path, write_json
 from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME
+from melanoma_fair_xai.explain.attributions import METHODS
 from melanoma_fair_xai.explain.measures import MEASURES
 from melanoma_fair_xai.explain.report import interval, number, trap_sentence
 from melanoma_fair_xai.explain.summary import beats
 from melanoma_fair_xai.fairness.report import markdown_table
 from melanoma_fair_xai.hub import card
-from melanoma_fair_xai.hub.record import commit
 
 PARTS = tuple(f"explanation/{name}" for name in ("facts.json", "controls.csv", "groups.csv"))
 FACTS, CONTROLS_TABLE, GROUPS_TABLE = PARTS
-FIGURES = {"controls": "figures/explanation_controls.png", "gallery": "figures/explanation_gallery.png"}
-SHOWN = ("random", "centre", "edges", "randomised")
+FIGURES = {"controls": "figures/explanation_controls.png", "gallery": "figures/explanation_gallery.jpg"}
+GALLERY_WIDTH = 1000  # pixels: a card is looked at in a browser
+SHOWN = {"random": "random", "centre": "centre", "edges": "edges", "randomised": "shuffled net"}
 
 
 def take(report: Path, folder: Path) -> None:
@@ -35,18 +37,31 @@ def take(report: Path, folder: Path) -> None:
             f"{report}: explains another model than {folder}: its threshold is {table['threshold'].iloc[0]}"
         )
     phantoms = bool((table["source"] == "phantom").all())
-    names = {"controls.csv": CONTROLS_TABLE, "groups.csv": GROUPS_TABLE}
-    # The gallery shows the images themselves, which a card may only where no patient stands behind them.
-    names |= {f"figures/{name}.png": target for name, target in FIGURES.items() if name == "controls" or phantoms}
-    for name, target in names.items():
-        if name.startswith("figures/") and not (report / name).is_file():
-            continue  # too few maps for the figure, or a report without a gallery
+    for name, target in (("controls.csv", CONTROLS_TABLE), ("groups.csv", GROUPS_TABLE)):
         (folder / target).parent.mkdir(exist_ok=True)
         with atomic_path(folder / target) as path:
             shutil.copyfile(card.need(report, name), path)
+    # The gallery shows the images themselves, which a card may only where no patient stands behind them.
+    for name in ("controls", "gallery") if phantoms else ("controls",):
+        figure = report / "figures" / f"{name}.png"
+        if figure.is_file():  # there are maps enough for it, and a gallery was asked for
+            take_figure(figure, folder / FIGURES[name])
     kept = {name: arguments[name] for name in ("method", "layer", "target", "split", "seed")}
     counts = {"images": len(table), "lesions": int(table["lesion_id"].nunique()), "phantoms": phantoms}
-    write_json(folder / FACTS, {**kept, **counts, "commit": commit()})
+    write_json(folder / FACTS, {**kept, **counts})
+
+
+def take_figure(figure: Path, target: Path) -> None:
+    """Copy a figure, or save it as a JPEG of at most GALLERY_WIDTH if the target is one."""
+    target.parent.mkdir(exist_ok=True)
+    with atomic_path(target) as path:
+        if target.suffix == ".png":
+            shutil.copyfile(figure, path)
+            return
+        with PIL.Image.open(figure) as image:
+            smaller = image.convert("RGB")
+        smaller.thumbnail((GALLERY_WIDTH, 10 * GALLERY_WIDTH))
+        smaller.save(path, quality=85)
 
 
 def read(folder: Path) -> dict[str, Any] | None:
@@ -56,15 +71,17 @@ def read(folder: Path) -> dict[str, Any] | None:
     controls, groups = card.read_table(folder, CONTROLS_TABLE), card.read_table(folder, GROUPS_TABLE)
     overall = groups[groups["group_column"] == "all"].set_index("measure")
     compared = controls[controls["over_centre"].notna()]
-    header = ["measure", "better", "n", "the method", *SHOWN, "beats the centre"]
+    header = ["measure", "better", "n", "the method", *SHOWN.values(), "beats the centre"]
     rows = []
     for _, row in compared.iterrows():
         cells = [number(row[name]) for name in SHOWN]
-        title = [MEASURES[row["measure"]].title, row["better"], f"{row['n']:,}"]
+        title = [MEASURES[row["measure"]].title, row["better"], f"{int(row['n']):,}"]
         rows.append([*title, interval(overall.loc[row["measure"]]), *cells, "yes" if beats(row, "centre") else "no"])
     traps = [name for name in overall.index if name.startswith("trap_") and name.endswith("_change")]
+    facts = card.read_json(folder, FACTS)
     return {
-        **card.read_json(folder, FACTS),
+        **facts,
+        "method": METHODS[facts["method"]],
         "table": markdown_table(header, rows),
         "won": sum(row[-1] == "yes" for row in rows),
         "compared": len(rows),

@@ -21,7 +21,7 @@ def test_made_again_a_card_is_the_same(folder, tmp_path, monkeypatch):
     run_command(hub.main)
     again = (copy / "README.md").read_text()
     assert again == (folder / "README.md").read_text(), f"python -m melanoma_fair_xai.hub card {folder}"
-    assert all(path.stat().st_size < 300_000 for path in folder.rglob("*.png"))
+    assert all(path.stat().st_size < 300_000 for path in [*folder.rglob("*.png"), *folder.rglob("*.jpg")])
 
 
 def test_there_are_examples():
