@@ -108,8 +108,10 @@ class TrainingArguments(HubArguments):
     snr_gamma: float | None = field(
         default=5.0, metadata={"help": "Min-SNR weighting of the loss (Hang et al. 2023), on SNR + 1."}
     )
-    condition_dropout: float = field(default=0.1, metadata={"help": "Each condition is hidden this often by itself."})
-    unconditional_share: float = field(default=0.1, metadata={"help": "All are hidden together this often."})
+    condition_dropout: float = field(
+        default=0.5, metadata={"help": "Share of images of which a random part of the conditions is hidden."}
+    )
+    unconditional_share: float = field(default=0.1, metadata={"help": "Share of images of which all are hidden."})
     class_balanced_sampling: bool = field(
         default=False, metadata={"help": "Draw every diagnosis equally often; unknown then means that mixture."}
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import diffusers
 import numpy as np
+import PIL.Image
 import torch
 from accelerate import Accelerator
 from scipy.stats import ks_2samp
@@ -30,6 +31,7 @@ from dataset_scripts.skin_colour import individual_typology_angle, rgb_to_lab, t
 from melanoma_fair_xai.classifier.export import ClassifierInfo, load_classifier
 from melanoma_fair_xai.classifier.predict import melanoma_scores, predict_logits
 from melanoma_fair_xai.data.cache import decode_once
+from melanoma_fair_xai.data.images import pixel_transform
 from melanoma_fair_xai.data.loading import load_records
 from melanoma_fair_xai.diffusion.data import pixel_config
 
@@ -64,15 +66,18 @@ def main() -> None:
         "n": len(pixels),
         "ita_error_of_the_measure": float(np.abs(ita(pixels) - table["ita"]).mean()),
     }
-    result["skin_type"] = skin_types(sampler, table, pixels, arguments.samples)
-    result["ita"] = angles(sampler, arguments.samples)
-    result["diagnosis"] = diagnoses(sampler, scores, info.threshold, table, pixels, arguments.samples)
-    result["unknown"] = marginal(sampler, scores, info.threshold, pixels, 3 * arguments.samples)
-    result["guidance"] = guidance(sampler, scores, info.threshold, arguments.samples)
-    text = json.dumps(result, indent=2)
-    print(text)
+    parts = {
+        "skin_type": lambda: skin_types(sampler, table, pixels, arguments.samples),
+        "ita": lambda: angles(sampler, arguments.samples),
+        "diagnosis": lambda: diagnoses(sampler, scores, info.threshold, table, pixels, arguments.samples),
+        "unknown": lambda: marginal(sampler, scores, info.threshold, pixels, 3 * arguments.samples),
+        "guidance": lambda: guidance(sampler, scores, info.threshold, arguments.samples),
+    }
+    for name, measure in parts.items():
+        result[name] = measure()
+        print(name, json.dumps(result[name], indent=2), flush=True)
     if arguments.output:
-        Path(arguments.output).write_text(text + "\n")
+        Path(arguments.output).write_text(json.dumps(result, indent=2) + "\n")
 
 
 class Sampler:
@@ -108,10 +113,16 @@ def ita(images: np.ndarray) -> np.ndarray:
     return np.array([individual_typology_angle(typical_colour(rgb_to_lab(image[ring] / 255))) for image in images])
 
 
+def pixels_for(info: ClassifierInfo, images: np.ndarray) -> np.ndarray:
+    """uint8 images (N, H, W, 3) through the classifier's own pre-processing, before normalisation."""
+    transform = pixel_transform(info.data_config)
+    return np.stack([transform(PIL.Image.fromarray(image)).permute(1, 2, 0).numpy() for image in images])
+
+
 def classify(classifier: torch.nn.Module, info: ClassifierInfo, images: np.ndarray) -> np.ndarray:
     """The probability of melanoma (N,)."""
-    rows = np.arange(len(images))
-    logits = predict_logits(Accelerator(cpu=True), classifier, images, rows, info.data_config, BATCH, "classifying")
+    rows, pixels = np.arange(len(images)), pixels_for(info, images)
+    logits = predict_logits(Accelerator(cpu=True), classifier, pixels, rows, info.data_config, BATCH, "classifying")
     return melanoma_scores(logits, info.positive)
 
 

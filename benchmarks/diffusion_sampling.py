@@ -17,10 +17,10 @@ import diffusers
 import numpy as np
 import torch
 
-from benchmarks.diffusion_proof import BATCH, Sampler, held_out_drawings
+from benchmarks.diffusion_proof import BATCH, Sampler, held_out_drawings, pixels_for
 from benchmarks.throughput import machine
 from dataset_scripts.common import run_command
-from melanoma_fair_xai.classifier.export import load_classifier
+from melanoma_fair_xai.classifier.export import ClassifierInfo, load_classifier
 from melanoma_fair_xai.data.images import normalise
 from melanoma_fair_xai.diffusion.sample_metrics import squared_mmd
 
@@ -40,7 +40,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(desc="steps", leave=False)
     classifier, info = load_classifier(arguments.classifier)
     _, pixels = held_out_drawings(arguments.dataset_name, pipeline.unet.config.sample_size)
-    drawings = features(classifier, info.data_config, pixels[: 2 * arguments.samples])
+    drawings = features(classifier, info, pixels[: 2 * arguments.samples])
     reference, others = drawings[: arguments.samples], drawings[arguments.samples :]
 
     result = {"machine": machine(), "diffusers": diffusers.__version__, **vars(arguments), "data": "phantom"}
@@ -54,7 +54,7 @@ def main() -> None:
         result[name] = {
             "steps": steps,
             "seconds_per_image": seconds / arguments.samples,
-            "kid": kid_with_spread(features(classifier, info.data_config, images), reference, arguments.seed),
+            "kid": kid_with_spread(features(classifier, info, images), reference, arguments.seed),
         }
     text = json.dumps(result, indent=2)
     print(text)
@@ -63,11 +63,11 @@ def main() -> None:
 
 
 @torch.inference_mode()
-def features(classifier: torch.nn.Module, data_config: dict, images: np.ndarray) -> np.ndarray:
+def features(classifier: torch.nn.Module, info: ClassifierInfo, images: np.ndarray) -> np.ndarray:
     """What the classifier's last layer sees, float64 (N, features)."""
     batches = []
-    for start in range(0, len(images), BATCH):
-        inputs = normalise(torch.from_numpy(images[start : start + BATCH]).permute(0, 3, 1, 2), data_config)
+    for part in torch.from_numpy(pixels_for(info, images)).permute(0, 3, 1, 2).split(BATCH):
+        inputs = normalise(part, info.data_config)
         batches.append(classifier.forward_head(classifier.forward_features(inputs), pre_logits=True))
     return torch.cat(batches).double().numpy()
 

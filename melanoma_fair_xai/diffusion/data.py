@@ -87,8 +87,10 @@ class DiffusionDataset(torch.utils.data.Dataset):
         rows: those to train on, (n,).
         encoded: conditions of the rows, as `Conditions.encode` gives them.
         unknown: encoded values that stand for unknown.
-        condition_dropout: probability with which each condition is dropped by itself.
-        unconditional_share: probability with which all of them are dropped together.
+        condition_dropout: share of samples of which a random part of the conditions is hidden, each with a probability
+            that is drawn for the sample, so that any number of conditions is given equally often: where two of them
+            say nearly the same, as skin type and ITA do, either must be learned without the other, too.
+        unconditional_share: share of samples of which all conditions are hidden.
     """
 
     def __init__(
@@ -100,7 +102,7 @@ class DiffusionDataset(torch.utils.data.Dataset):
         *,
         seed: int,
         num_train_timesteps: int = 1000,
-        condition_dropout: float = 0.1,
+        condition_dropout: float = 0.5,
         unconditional_share: float = 0.1,
     ):
         self.pixels, self.rows, self.encoded, self.unknown, self.seed = pixels, rows, encoded, unknown, seed
@@ -114,14 +116,14 @@ class DiffusionDataset(torch.utils.data.Dataset):
         epoch, index = key
         rng = sample_generator(self.seed, epoch, index)
         timestep, turns, flip = rng.integers(self.num_train_timesteps), rng.integers(4), rng.integers(2)
-        all_dropped = rng.uniform() < self.unconditional_share
-        dropped = all_dropped | (rng.uniform(size=len(self.encoded)) < self.condition_dropout)
+        all_hidden, some_hidden = rng.uniform(size=2) < (self.unconditional_share, self.condition_dropout)
+        hidden = all_hidden | (some_hidden & (rng.uniform(size=len(self.encoded)) < rng.uniform()))
         image = np.rot90(self.pixels[self.rows[index]], turns)
         image = image[:, ::-1] if flip else image
         noise = rng.standard_normal((3, *image.shape[:2]), dtype=np.float32)
         conditions = {
-            name: self.unknown[name] if drop else values[index]
-            for (name, values), drop in zip(self.encoded.items(), dropped.tolist(), strict=True)
+            name: self.unknown[name] if hide else values[index]
+            for (name, values), hide in zip(self.encoded.items(), hidden.tolist(), strict=True)
         }
         return {
             "pixels": torch.from_numpy(image.transpose(2, 0, 1).copy()),

@@ -106,21 +106,26 @@ def test_noise_timesteps_and_turns_are_spread_as_they_should():
     assert set(views.tolist()) == symmetries
 
 
-def test_each_condition_is_dropped_by_itself_and_all_together():
-    """Shares by the product rule: dropped alone with p, or all together with q."""
-    p, q = 0.3, 0.2
-    dataset = make_dataset(condition_dropout=p, unconditional_share=q)
-    unknown = dataset.unknown
-    drops = []
-    for epoch in range(3000):
+def test_any_subset_of_the_conditions_is_hidden_as_often_as_it_should():
+    """Of n = 4 conditions, hidden with a rate u uniform in [0, 1]: k certain ones alone with the integral of
+    u^k (1-u)^(4-k), 1 / (5 * binomial(4, k)), times the share of samples that hide a part; and all with q besides."""
+    share, q = 0.6, 0.2
+    dataset = make_dataset(condition_dropout=share, unconditional_share=q)
+    hidden = []
+    for epoch in range(4000):
         conditions = dataset[epoch, 0]["conditions"]
-        drops.append([bool(torch.isnan(v)) if name == "age" else v == unknown[name] for name, v in conditions.items()])
-    drops = np.array(drops, dtype=bool)
-    np.testing.assert_allclose(drops.mean(axis=0), q + (1 - q) * p, atol=0.03)
-    assert abs(drops.all(axis=1).mean() - (q + (1 - q) * p**4)) < 0.03
-    only_first = drops[:, 0] & ~drops[:, 1:].any(axis=1)
-    assert abs(only_first.mean() - (1 - q) * p * (1 - p) ** 3) < 0.03
-    assert not make_dataset(condition_dropout=0, unconditional_share=0)[0, 0]["conditions"]["sex"] == unknown["sex"]
+        hidden.append(
+            [bool(torch.isnan(v)) if name == "age" else v == dataset.unknown[name] for name, v in conditions.items()]
+        )
+    hidden = np.array(hidden, dtype=bool)
+    part = (1 - q) * share
+    for number in range(5):
+        expected = part / 5 + (q if number == 4 else 0) + ((1 - q) * (1 - share) if number == 0 else 0)
+        assert abs((hidden.sum(axis=1) == number).mean() - expected) < 0.03
+    only = [(hidden[:, k] & (hidden.sum(axis=1) == 1)).mean() for k in range(4)]
+    np.testing.assert_allclose(only, part / 20, atol=0.015)
+    sample = make_dataset(condition_dropout=0, unconditional_share=0)[0, 0]["conditions"]
+    assert not any(bool(torch.isnan(v)) if name == "age" else v == dataset.unknown[name] for name, v in sample.items())
 
 
 def test_pixels_to_the_networks_range():
