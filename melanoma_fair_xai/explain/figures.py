@@ -24,8 +24,9 @@ def plot_fidelity(explanations: Explanations, method: str, path: Path) -> None:
     for axis, (kind, title) in zip(
         axes[0], [("blacken", "pixels blackened"), ("randomise", "pixels randomised")], strict=True
     ):
+        usable = np.isfinite(explanations.curves["", kind]).all(axis=1)  # the same images for every curve
         for name in (*CONTROLS, ""):
-            curve = explanations.curves[name, kind]
+            curve = explanations.curves[name, kind][usable]
             if np.isfinite(curve).any():
                 style = {"color": COLOURS[name], "linewidth": 1.2} if name else {"color": METHOD, "linewidth": 2.5}
                 axis.plot(PERCENTILES, np.nanmean(curve, axis=0), label=name or method, **style)

@@ -38,7 +38,8 @@ def against_controls(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     wide = {name: table[name] for name in ("lesion_id", *compared, "max_sensitivity")}
     for control in CONTROLS:
         for name in compared:
-            wide[f"{control} {name}"] = table[column_name(name, control)]
+            # Of the images that the method has a map of: those without one have other scores.
+            wide[f"{control} {name}"] = table[column_name(name, control)].where(table[name].notna())
             wide[f"over {control} {name}"] = advantage(table, name, control)
     measures = [name for name in wide if name != "lesion_id"]
     means = mean_by_group(pd.DataFrame(wide), measures, [], seed=seed).set_index("measure")

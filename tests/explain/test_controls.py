@@ -1,10 +1,14 @@
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.ndimage
 import torch
 from explain_nets import random_net
 
 from melanoma_fair_xai.explain import controls
+from melanoma_fair_xai.explain.explanation import column_name
+from melanoma_fair_xai.explain.measures import COMPARED
+from melanoma_fair_xai.explain.summary import against_controls
 
 
 def test_the_edge_map_is_sobels(images):
@@ -55,3 +59,17 @@ def test_similarity_is_one_with_itself_about_none_with_noise_and_nan_for_a_const
     assert spearman[0] == pytest.approx(1) and ssim[0] == pytest.approx(1)
     assert spearman[1] == pytest.approx(-1) and np.isnan([spearman[2], ssim[2]]).all()
     assert abs(spearman[3]) < 0.1 and abs(ssim[3]) < 0.2
+
+
+def test_method_and_controls_are_averaged_over_the_same_images():
+    rng = np.random.default_rng(0)
+    table = pd.DataFrame({"lesion_id": [f"l{i}" for i in range(40)], "max_sensitivity": 0.1})
+    for name in COMPARED:
+        table[name] = rng.uniform(size=40)
+        for control in controls.CONTROLS:
+            table[column_name(name, control)] = table[name] - 0.25
+    table.loc[:9, COMPARED] = np.nan  # no map of these, whose scores are others altogether
+    table.loc[:9, [column_name(name, c) for name in COMPARED for c in controls.CONTROLS]] = 50.0
+    found = against_controls(table).set_index("measure").loc[list(COMPARED)]
+    for control in controls.CONTROLS:
+        np.testing.assert_allclose((found["mean"] - found[control]).astype(float), 0.25)
