@@ -30,6 +30,7 @@ MELANOMA_NAMES = ["benign", "melanoma"]
 SKIN_TYPES = ["I", "II", "III", "IV", "V", "VI", "unknown"]
 SEXES = ["female", "male", "unknown"]
 UNKNOWN = "unknown"
+LOCAL_USE_ONLY = "local-use-only"  # the tag of a data set whose images may not be passed on
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 

@@ -13,7 +13,7 @@ import datasets
 import pandas as pd
 
 from .builder import LesionBuilder, LesionConfig, check_output_dir, command_parser, next_step, prepare_parquet
-from .common import UNKNOWN, UserError, index_files, record_features, run_command
+from .common import LOCAL_USE_ONLY, UNKNOWN, UserError, index_files, record_features, run_command
 from .downloads import file_md5
 from .duplicates import clusters_report, duplicate_clusters, near_duplicates, read_duplicates
 from .fitzpatrick17k_annotations import ANNOTATIONS_NAME, DIAGNOSES, HOMEPAGE, read_annotations
@@ -81,7 +81,7 @@ class Fitzpatrick17k(LesionBuilder):
         "from the photographs by a crowd, not by dermatologists, and say how skin looks there. Age, sex and body site "
         "are not recorded."
     )
-    tags = (*LesionBuilder.tags, "fairness", "skin-tone")
+    tags = (*LesionBuilder.tags, "fairness", "skin-tone", LOCAL_USE_ONLY)
 
     def __init__(
         self, config_name: str | None = None, *, duplicates: str | None = None, hash: str | None = None, **kwargs

@@ -36,6 +36,7 @@ from .common import (
 )
 from .downloads import download
 from .ham10000_metadata import DIAGNOSES, DIAGNOSIS_NAMES, TEST_SPLIT, read_metadata
+from .publishing import add_push_flags, check_dataset_push, push_dataset
 from .skin_colour import measure_ita
 from .splits import join_lesions, manifest_hash
 
@@ -264,14 +265,17 @@ def main() -> None:
     parser = command_parser("Prepare HAM10000 as Parquet with splits by lesion.", "data/ham10000")
     parser.add_argument("--data_dir", required=True, help="folder of the raw files, zipped or not")
     parser.add_argument("--download", action="store_true", help="first fetch what is not there from Harvard Dataverse")
+    add_push_flags(parser)
     args = parser.parse_args()
     check_output_dir(args.output_dir, args.overwrite_output_dir)
+    check_dataset_push(args)
     if args.download:
         download_raw(args.data_dir)
     builder = HAM10000(data_dir=args.data_dir, seed=args.seed, max_skipped_share=args.max_skipped_share)
     prepare_parquet(builder, args.output_dir, CARD, args.overwrite_output_dir, args.num_proc)
     print(report(builder))
     print(next_step(args.output_dir, "ham10000"))
+    push_dataset(args)
 
 
 if __name__ == "__main__":

@@ -16,9 +16,18 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 
-from .builder import LesionBuilder, LesionConfig, command_parser, next_step, prepare_parquet, summarise
+from .builder import (
+    LesionBuilder,
+    LesionConfig,
+    check_output_dir,
+    command_parser,
+    next_step,
+    prepare_parquet,
+    summarise,
+)
 from .common import MELANOMA_NAMES, SKIN_TYPES, UNKNOWN, UserError, record_features, run_command
 from .phantom_drawing import ARTEFACTS, Lesion, View, draw_phantom
+from .publishing import add_push_flags, check_dataset_push, push_dataset
 from .skin_colour import lab_to_rgb
 from .splits import manifest_hash
 
@@ -348,13 +357,16 @@ def main() -> None:
     add("confounder", f"artefact tied to melanoma: {', '.join(ARTEFACTS)}")
     add("confounder_strength", "0 to 1: how closely it is tied", type=float)
     add("label_noise", "share of lesions whose diagnosis is flipped", type=float)
-    arguments = vars(parser.parse_args())
-    output_dir, overwrite, num_proc = map(arguments.pop, ("output_dir", "overwrite_output_dir", "num_proc"))
-    builder = Phantom(**arguments)
-    prepare_parquet(builder, output_dir, card_text(builder.config), overwrite, num_proc)
+    add_push_flags(parser)
+    args = parser.parse_args()
+    builder = Phantom(**{name: value for name, value in vars(args).items() if hasattr(defaults, name)})
+    check_output_dir(args.output_dir, args.overwrite_output_dir)
+    check_dataset_push(args)
+    prepare_parquet(builder, args.output_dir, card_text(builder.config), args.overwrite_output_dir, args.num_proc)
     print(f"phantoms (drawn, no patient): {summarise(sample_records(builder.config))}")
     print(f"split manifest {manifest_hash(builder.manifest)[:16]}")
-    print(next_step(output_dir, "phantom"))
+    print(next_step(args.output_dir, "phantom"))
+    push_dataset(args)
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, RepoCard
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo, RepoCard
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -27,7 +27,7 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import validate_repo_id
 
-from .common import IMAGE_SUFFIXES, UserError, image_problem
+from .common import IMAGE_SUFFIXES, LOCAL_USE_ONLY, UserError, image_problem
 from .splits import MANIFEST_NAME
 
 CARD_NAME = "README.md"
@@ -72,12 +72,18 @@ class Publication:
 
 
 def dataset_publication(folder: Path) -> Publication:
-    """What of a prepared data set is published. UserError for a folder that is none, or is not whole."""
+    """What of a prepared data set is published. UserError for a folder that is none, is not whole, or may not be."""
+    if LOCAL_USE_ONLY in (read_card(folder).data.get("tags") or []):
+        raise UserError(
+            f"{folder}: its images may not be passed on, see its card; publish models trained on it instead"
+        )
     return collect(folder, "dataset", DATASET_FILES, DATASET_EXTRAS)
 
 
 def file_problem(path: Path) -> str | None:
     """Why a file is not whole, as far as its kind shows it, or None."""
+    if not path.stat().st_size:
+        return "zero bytes"
     if path.suffix in IMAGE_SUFFIXES:
         return image_problem(str(path))
     if path.suffix == ".json":
@@ -87,11 +93,10 @@ def file_problem(path: Path) -> str | None:
             return f"not readable as JSON ({error})"
     if path.suffix == ".parquet":
         with open(path, "rb") as file:
-            start = file.read(4)
-            file.seek(-4, 2)
-            if start != b"PAR1" or file.read() != b"PAR1":
+            file.seek(-min(4, path.stat().st_size), 2)
+            if file.read() != b"PAR1":  # the format's last four bytes, and its first
                 return "not a whole Parquet file"
-    return None if path.stat().st_size else "zero bytes"
+    return None
 
 
 def collect(
@@ -107,7 +112,7 @@ def collect(
     shortened to their last part. Raises UserError for a file that is missing or has a `problem`, for a card without a
     licence, and for one that shows what is not there.
     """
-    text, licence = read_card(folder)
+    card = read_card(folder)
     files: dict[str, Path | bytes] = {}
     for pattern in (*required, *optional):
         found = sorted(path for path in folder.glob(pattern) if path.is_file())
@@ -115,7 +120,7 @@ def collect(
             raise UserError(f"{folder}: holds no {pattern}, so it is not whole: nothing was sent")
         for path in found:
             name = path.relative_to(folder).as_posix()
-            if name.startswith(("figures/", "samples/")) and name not in text:
+            if name.startswith(("figures/", "samples/")) and name not in card.content:
                 continue
             reason = problem(path)
             if reason:
@@ -124,14 +129,16 @@ def collect(
                 files[name] = without_local_paths(path.read_text(encoding="utf-8")).encode()
             else:
                 files[name] = path
-    for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text):
+    for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", card.content):
         if ":" not in link and link not in files:
             raise UserError(f"{folder / CARD_NAME}: shows {link}, which is not there; write the card again")
-    return Publication(folder, repo_type, licence, code_commit(), dict(sorted(files.items())), (*required, *optional))
+    return Publication(
+        folder, repo_type, card.data.get("license"), code_commit(), dict(sorted(files.items())), (*required, *optional)
+    )
 
 
-def read_card(folder: Path) -> tuple[str, str]:
-    """A folder's card and the licence that it states. UserError where there is none, as in what is not finished."""
+def read_card(folder: Path) -> RepoCard:
+    """A folder's card, which states a licence. UserError where there is none, as in what is not finished."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder")
     path = folder / CARD_NAME
@@ -143,7 +150,7 @@ def read_card(folder: Path) -> tuple[str, str]:
         raise UserError(f"{path}: its metadata cannot be read ({str(error).splitlines()[0]})") from None
     if not card.data.get("license"):
         raise UserError(f"{path}: states no license in its metadata; what may be done with it must be said")
-    return card.content, str(card.data.get("license"))
+    return card
 
 
 def without_local_paths(text: str) -> str:
@@ -176,8 +183,10 @@ def check_repo_id(repo_id: str) -> None:
         raise UserError(f"{repo_id}: not a repository's name ({str(error).splitlines()[0]}); give USER/NAME") from None
 
 
-def open_repository(repo_id: str, repo_type: str, private: bool, advice: str = "") -> tuple[str, str, dict[str, str]]:
-    """Make the repository if it is not there: its full id, its last commit, and the commits of its tags.
+def open_repository(
+    repo_id: str, repo_type: str, private: bool, advice: str = ""
+) -> tuple[ModelInfo | DatasetInfo, dict[str, str]]:
+    """Make the repository if it is not there: what the Hub says of it, and the commits of its tags.
 
     A name without a user goes to the token's. Raises UserError without a token or right to write, without an answer,
     and where the repository is public but `private` is asked for; `advice` ends what it says.
@@ -197,7 +206,7 @@ def open_repository(repo_id: str, repo_type: str, private: bool, advice: str = "
             f"{repo_id}: is public, and a private one was asked for\n"
             "choose another, make it private in its settings, or publish there with --no_hub_private_repo"
         )
-    return repo_id, info.sha, {tag.name: tag.target_commit for tag in tags}
+    return info, {tag.name: tag.target_commit for tag in tags}
 
 
 def publish(publication: Publication, repo_id: str, private: bool = True, tag: str | None = None) -> str:
@@ -208,16 +217,19 @@ def publish(publication: Publication, repo_id: str, private: bool = True, tag: s
     Raises UserError for what `open_repository` does, for a tag that is there, and for a failure, with that call.
     """
     repeat = f"\n{publication.folder} is safe; push it with: {push_command(publication, repo_id, private, tag)}"
-    repo_id, parent, tags = open_repository(repo_id, publication.repo_type, private, repeat)
+    if tag and not re.fullmatch(r"\w[\w.+-]*", tag):
+        raise UserError(f"--hub_tag {tag}: give letters, digits, dots and dashes, as in v1.2")
+    repository, tags = open_repository(repo_id, publication.repo_type, private, repeat)
     if tag in tags:
-        raise UserError(f"--hub_tag {tag}: {repo_id} has it already, at commit {tags[tag][:12]}; choose another")
-    api, target = HfApi(), {"repo_id": repo_id, "repo_type": publication.repo_type}
+        raise UserError(f"--hub_tag {tag}: {repository.id} has it already, at {tags[tag][:12]}; choose another")
+    api, target = HfApi(), {"repo_id": repository.id, "repo_type": publication.repo_type}
     with hub_errors(repo_id, repeat):
         # Only what such a publication may hold: a file that somebody added to the repository stays.
         stale = [
             name
-            for name in api.list_repo_files(**target, revision=parent)
-            if name not in publication.files and any(PurePosixPath(name).match(p) for p in publication.patterns)
+            for name in api.list_repo_files(**target, revision=repository.sha)
+            if name not in publication.files
+            and any(PurePosixPath("/", name).match(f"/{pattern}") for pattern in publication.patterns)
         ]
         commit = api.create_commit(
             **target,
@@ -227,15 +239,16 @@ def publish(publication: Publication, repo_id: str, private: bool = True, tag: s
             ],
             commit_message=f"Publish {publication.folder.resolve().name}",
             commit_description=f"Code: melanoma-fair-xai at commit {publication.code or 'unknown'}.",
-            parent_commit=parent,
+            parent_commit=repository.sha,
         ).oid
         versions = [name for name, sha in tags.items() if sha == commit]
         if tag or not versions:  # without any, an earlier call may have been cut short before this
             versions.append(tag or next_tag(list(tags)))
             api.create_tag(**target, tag=versions[-1], revision=commit)
-    done = "pushed to" if commit != parent else "nothing new for"
-    page = f"{api.endpoint}/{'datasets/' if publication.repo_type == 'dataset' else ''}{repo_id}"
-    return f"{done} {page}, version {', '.join(versions)} (commit {commit[:12]})"
+    done = "pushed to" if commit != repository.sha else "nothing new for"
+    page = f"{api.endpoint}/{'datasets/' if publication.repo_type == 'dataset' else ''}{repository.id}"
+    seen = "private" if repository.private else "public"
+    return f"{done} {page}, {seen}, version {', '.join(versions)} (commit {commit[:12]})"
 
 
 def push_command(publication: Publication, repo_id: str, private: bool, tag: str | None) -> str:
@@ -253,13 +266,12 @@ def next_tag(tags: Sequence[str]) -> str:
 
 @contextlib.contextmanager
 def hub_errors(repo_id: str, advice: str = "") -> Iterator[None]:
-    """Turn what the Hub's client raises into a UserError that ends in `advice`; other errors pass."""
+    """Turn what the Hub's client raises into a UserError that ends in `advice`."""
     try:
         yield
-    except Exception as error:
-        problem = hub_problem(error)
-        if problem is None:
-            raise
+    except (HTTPError, OSError, RuntimeError, ValueError) as error:
+        # Without a problem of its own: a card that the Hub refuses, or an error of its upload protocol.
+        problem = hub_problem(error) or " ".join(str(error).split())
         raise UserError(f"{repo_id}: {problem}{advice}") from None
 
 
@@ -306,7 +318,24 @@ def add_repository_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_push_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags of a command that prepares a data set; `pop_push_flags` takes them again."""
+    """The flags of a command that prepares a data set, which `check_dataset_push` and `push_dataset` obey."""
     parser.add_argument("--push_to_hub", action="store_true", help="publish the data set once it is prepared")
     parser.add_argument("--hub_dataset_id", help="USER/NAME there (default: your user and the folder's name)")
     add_repository_flags(parser)
+
+
+def check_dataset_push(args: argparse.Namespace) -> None:
+    """Before a long preparation: UserError if its result could not be pushed. Makes the repository."""
+    if args.push_to_hub:
+        open_repository(_dataset_id(args), "dataset", args.hub_private_repo)
+
+
+def push_dataset(args: argparse.Namespace) -> None:
+    """Publish what a command has prepared, if it was asked to, and say where."""
+    if args.push_to_hub:
+        publication = dataset_publication(Path(args.output_dir))
+        print(publish(publication, _dataset_id(args), args.hub_private_repo, args.hub_tag))
+
+
+def _dataset_id(args: argparse.Namespace) -> str:
+    return args.hub_dataset_id or Path(args.output_dir).resolve().name

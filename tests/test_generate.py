@@ -187,7 +187,7 @@ def test_conditions_are_drawn_as_they_occur_together_or_evened_out():
         (["--grid"], "--grid: give the values to combine"),
         (["--balance", "sex"], "give --like DATASET, too"),
         (["--like", "phantom", "--sex", "male"], "--like and --sex both say what to generate"),
-        (["--model_name_or_path", "nowhere"], "--model_name_or_path nowhere: no generator that can be loaded"),
+        (["--model_name_or_path", "nowhere"], "nowhere: no such folder, and not to be had from the Hub"),
     ],
 )
 def test_user_errors_leave_nothing(model, tmp_path, capsys, flags, message):

@@ -10,12 +10,12 @@ import huggingface_hub
 import timm
 import timm.optim
 import torch
-from huggingface_hub.errors import HFValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
 from dataset_scripts.common import UserError
+from melanoma_fair_xai.engine.from_hub import local_folder
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -59,6 +59,10 @@ def create_classifier(
             an image size that the architecture cannot take, or a last layer that cannot hold a calibration.
     """
     if is_timm_name(model_name_or_path):
+        if revision:
+            raise UserError(
+                f"--revision {revision}: {model_name_or_path} is a timm model; give a tag, as in resnet18.a1_in1k"
+            )
         model = _create_by_name(model_name_or_path, len(label_names), pretrained, pretrained_weights, drop_rate)
     else:
         folder = find_classifier(model_name_or_path, revision)
@@ -149,22 +153,12 @@ def find_classifier(folder_or_id: str, revision: str | None = None) -> Path:
     Raises UserError, with the nearest timm names, where there is neither.
     """
     folder_or_id = folder_or_id.removeprefix("local-dir:").removeprefix("hf-hub:")
-    folder = Path(folder_or_id)
-    if folder.is_dir():
-        return folder
-    if "/" not in folder_or_id:
+    if "/" not in folder_or_id and not Path(folder_or_id).is_dir():
         known = timm.list_models(pretrained="." in folder_or_id)
         close = difflib.get_close_matches(folder_or_id, known, n=5)
         hint = f"did you mean {', '.join(close)}?" if close else "timm.list_models() lists the names"
         raise UserError(f"{folder_or_id}: neither a timm model nor a folder; {hint}")
-    try:
-        return _download(folder_or_id, [CONFIG_NAME, WEIGHTS_NAME], revision)
-    except HFValidationError:
-        raise UserError(f"{folder_or_id}: no such folder") from None
-    except OSError as error:
-        raise UserError(
-            f"{folder_or_id}: no such folder, and not to be had from the Hub ({_first_line(error)})"
-        ) from None
+    return local_folder(folder_or_id, [CONFIG_NAME, WEIGHTS_NAME], revision)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -350,17 +344,13 @@ def _download_timm_weights(name: str) -> Path:
     names = [WEIGHTS_NAME, "open_clip_model.safetensors"]
     try:
         # Not through timm: without a network it tries for 50 seconds, and it would also take a pickle.
-        folder = _download(config.hf_hub_id, names)
+        folder = Path(huggingface_hub.snapshot_download(config.hf_hub_id, allow_patterns=names))
     except OSError as error:
         raise UserError(f"{config.hf_hub_id}: cannot fetch the weights ({_first_line(error)})\n{ways_out}") from None
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"{config.hf_hub_id}: no safetensors weights there\n{ways_out}")
     return path
-
-
-def _download(repo_id: str, names: list[str], revision: str | None = None) -> Path:
-    return Path(huggingface_hub.snapshot_download(repo_id, revision=revision, allow_patterns=names))
 
 
 def _first_line(error: Exception) -> str:

@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 
 from dataset_scripts.builder import SKIPPED_NAME, LesionBuilder
-from dataset_scripts.common import UNKNOWN, UserError, check_unique
+from dataset_scripts.common import UNKNOWN, UserError, check_unique, read_problem
 from dataset_scripts.fitzpatrick17k import Fitzpatrick17k
 from dataset_scripts.ham10000 import HAM10000
 from dataset_scripts.phantom import Phantom
+from dataset_scripts.publishing import hub_problem
 from dataset_scripts.splits import (
     assign_folds,
     check_disjoint,
@@ -156,7 +157,7 @@ def _load_dataset(name: str, config_name: str | None, data_dir: str | None) -> d
         return datasets.load_dataset(name, config_name, data_dir=data_dir)
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         known = ", ".join(BUILDERS)
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = hub_problem(error) or read_problem(error)
         raise UserError(
             f"--dataset_name {name}: cannot be loaded ({reason})\n"
             f"give one of {known}, a folder, or the id of a data set on the Hub"

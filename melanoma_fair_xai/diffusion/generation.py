@@ -21,6 +21,7 @@ from diffusers.utils import HF_MODULES_CACHE
 from dataset_scripts.common import READ_ERRORS, UNKNOWN, UserError, image_content_problem, read_problem, read_table
 from melanoma_fair_xai.diffusion.lesion_conditioner import CATEGORIES, MEASURES, LesionConditioner
 from melanoma_fair_xai.engine.files import atomic_path
+from melanoma_fair_xai.engine.from_hub import local_folder
 from melanoma_fair_xai.engine.seeding import sample_generator
 
 SCHEDULERS = {
@@ -38,13 +39,13 @@ SETTINGS_NAME = "generate_args.json"
 
 def load_pipeline(name_or_path: str, revision: str | None = None) -> diffusers.DiffusionPipeline:
     """A published generator from a folder or Hub id. UserError if there is none."""
+    # Not by its id: diffusers does not load one from the cache where the Hub cannot be reached.
+    folder = local_folder(name_or_path, ["*.json", "*.py", "*.safetensors"], revision)
     Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
     try:
         # Each load copies the pipeline's code to the same place, where another process may be reading it.
         with filelock.FileLock(Path(HF_MODULES_CACHE, "lesion_pipeline.lock")):
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(
-                name_or_path, revision=revision, trust_remote_code=True
-            )
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError) as error:
         reason = read_problem(error)
         raise UserError(

@@ -45,14 +45,16 @@ def test_one_commit_and_a_tag_with_exactly_what_is_published(run, run_hub, local
     assert published(local_hub, "tester/exact") == CLASSIFIER
     assert len(repository.log) == 2 and repository.tags == {"v1": repository.head}
     head = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    assert "Publish own run" in repository.log[-1][1] and head in repository.log[-1][1]
+    assert repository.log[-1][1].startswith(f"Publish own run\n\nCode: melanoma-fair-xai at commit {head}")
+    (run / "card_data.json").write_text('{"commit": "of the training"}')
+    assert model_publication(run).code == "of the training"
     assert repository.files["model.safetensors"].content == (run / "model.safetensors").read_bytes()
     texts = [repository.files[name].content.decode() for name in CLASSIFIER if name.endswith((".md", ".json", ".csv"))]
     for secret in (HOME, "somebody", "~/", "ISIC_1", "hf_tester"):
         assert not [text for text in texts if secret in text], secret
     assert '`--data_dir HAM10000 --output_dir "own run"`, see https://example.org/a/b.' in texts[0]
     assert json.loads(repository.files["config.json"].content)["training"]["started_from"] == "r18"
-    assert local_hub.endpoint in outcome.output and "v1" in outcome.output
+    assert f"pushed to {local_hub.endpoint}/tester/exact, private, version v1 (commit" in outcome.output
 
 
 def test_the_next_version_is_one_commit_that_removes_what_is_no_more(run, run_hub, local_hub):
@@ -61,12 +63,13 @@ def test_the_next_version_is_one_commit_that_removes_what_is_no_more(run, run_hu
     repository = local_hub.repositories["model", "tester/versions"]
     assert not repository.private
     assert "nothing new" in run_hub(*push).output and repository.tags == {"v1": repository.head}
-    repository.commit({**repository.files, "NOTES.txt": repository.files["README.md"]}, "somebody's own file")
+    own_files = {name: repository.files["README.md"] for name in ("NOTES.txt", "more/README.md")}
+    repository.commit({**repository.files, **own_files}, "somebody's own files")
     first, own = repository.tags["v1"], repository.head
     classifier_run(run, seed=1)
     (run / "fairness.csv").unlink()
     assert run_hub(*push, "--hub_tag", "2.0").code == 0
-    assert published(local_hub, "tester/versions") == sorted({*CLASSIFIER, "NOTES.txt"} - {"fairness.csv"})
+    assert published(local_hub, "tester/versions") == sorted({*CLASSIFIER, *own_files} - {"fairness.csv"})
     assert [sha for sha, _ in repository.log[-2:]] == [own, repository.head]
     assert repository.tags == {"v1": first, "2.0": repository.head}
     assert "--hub_tag 2.0: tester/versions has it already" in failure(run_hub(*push, "--hub_tag", "2.0"))
@@ -120,6 +123,12 @@ def test_who_may_not_is_told(run, run_hub, local_hub):
     said = failure(run_hub("push", run, "--hub_model_id", "nobody/own"))
     assert "no right" in said and "is safe" in said
     assert ("model", "tester/no") not in local_hub.repositories
+    card = run / "README.md"
+    card.write_text(card.read_text().replace("cc-by-nc-4.0", "my own"))
+    said = failure(run_hub("push", run, "--hub_model_id", "tester/card"))
+    assert '"license" must be one of' in said and not published(local_hub, "tester/card")
+    card.write_text(card.read_text().replace("my own", "mit"))
+    assert "as in v1.2" in failure(run_hub("push", run, "--hub_model_id", "tester/card", "--hub_tag", "a b"))
     assert run_hub("push", run, "--hub_model_id", "tester/open", "--no_hub_private_repo").code == 0
     assert "is public" in failure(run_hub("push", run, "--hub_model_id", "tester/open"))
     public = ("push", run, "--hub_model_id", "tester/open", "--no_hub_private_repo")
@@ -151,6 +160,7 @@ def test_without_a_network_two_lines_say_so(run, tmp_path, local_hub):
         (lambda run: (run / "figures/roc.png").unlink(), "shows figures/roc.png, which is not there"),
         (lambda run: (run / "README.md").write_text("# Without metadata"), "states no license"),
         (lambda run: (run / "README.md").write_text("---\nlicense: [mit\n---\n"), "metadata cannot be read"),
+        (lambda run: (run / "card_data.json").write_text("{"), "card_data.json: not readable as JSON"),
         (lambda run: (run / "data").mkdir(), "--hub_dataset_id"),
         (lambda run: (run / "fold-0").mkdir(), "push one of them, such as"),
     ],

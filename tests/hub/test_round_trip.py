@@ -96,7 +96,7 @@ def test_every_loader_gives_the_logits_of_the_version_it_asks_for(classifiers, l
         np.testing.assert_array_equal(results[name], expected)
     if loader == TRANSFORMERS:
         np.testing.assert_allclose(results["pipeline"], second, rtol=1e-6)
-        assert results["threshold"] == 0.4
+        assert results["threshold"] == 0.5
 
 
 def test_the_generator_gives_the_images_of_the_version_it_asks_for(tmp_path, run_hub, local_hub):

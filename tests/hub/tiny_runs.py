@@ -61,7 +61,7 @@ def classifier_run(folder: Path, seed: int = 0) -> Path:
     torch.nn.init.normal_(network.fc.weight, std=0.3)
     training = {"target": "melanoma_vs_rest", "started_from": f"{HOME}/runs/r18"}
     names = ["benign", "melanoma"]
-    info = ClassifierInfo(names, names[1:], 0.4, "youden", DATA_CONFIG, training=training)
+    info = ClassifierInfo(names, names[1:], 0.4 + 0.1 * seed, "youden", DATA_CONFIG, training=training)
     write_common(folder, "timm", "figures/roc.png")
     export_classifier(network, folder, info)
     (folder / "fairness.csv").write_text("group_column,group,n\nsex,female,10\n", encoding="utf-8")
