@@ -45,8 +45,8 @@ from melanoma_fair_xai.fairness.evaluation import FAMILY
 from melanoma_fair_xai.fairness.report import OVERALL, TITLES, number, with_interval
 from melanoma_fair_xai.hub.card import read_json
 from melanoma_fair_xai.hub.classifier_card import record_classifier, write_classifier_card
-from melanoma_fair_xai.hub.publish import HubArguments, check_push, push_run
-from melanoma_fair_xai.hub.record import CARD_DATA_NAME, starting_point, training_facts, without_local_paths
+from melanoma_fair_xai.hub.publish import CARD_DATA_NAME, HubArguments, check_push, push_run
+from melanoma_fair_xai.hub.record import starting_point, training_facts, without_local_paths
 
 
 @dataclass

@@ -216,14 +216,14 @@ def publish(publication: Publication, repo_id: str, private: bool = True, tag: s
     there already is not sent again. If anything fails, the branch stays at its commit, and the same call repeats it.
     Raises UserError for what `open_repository` does, for a tag that is there, and for a failure, with that call.
     """
-    repeat = f"\n{publication.folder} is safe; push it with: {push_command(publication, repo_id, private, tag)}"
     if tag and not re.fullmatch(r"\w[\w.+-]*", tag):
         raise UserError(f"--hub_tag {tag}: give letters, digits, dots and dashes, as in v1.2")
-    repository, tags = open_repository(repo_id, publication.repo_type, private, repeat)
+    advice = how_to_repeat(publication, repo_id, private, tag)
+    repository, tags = open_repository(repo_id, publication.repo_type, private, advice)
     if tag in tags:
         raise UserError(f"--hub_tag {tag}: {repository.id} has it already, at {tags[tag][:12]}; choose another")
     api, target = HfApi(), {"repo_id": repository.id, "repo_type": publication.repo_type}
-    with hub_errors(repo_id, repeat):
+    with hub_errors(repository.id, how_to_repeat(publication, repository.id, private, tag)):
         # Only what such a publication may hold: a file that somebody added to the repository stays.
         stale = [
             name
@@ -251,11 +251,12 @@ def publish(publication: Publication, repo_id: str, private: bool = True, tag: s
     return f"{done} {page}, {seen}, version {', '.join(versions)} (commit {commit[:12]})"
 
 
-def push_command(publication: Publication, repo_id: str, private: bool, tag: str | None) -> str:
-    """The command line that publishes it."""
+def how_to_repeat(publication: Publication, repo_id: str, private: bool, tag: str | None) -> str:
+    """The line that follows a failure: nothing is lost, and the command that publishes it."""
     words = [str(publication.folder), f"--hub_{publication.repo_type}_id", repo_id]
     words += ([] if private else ["--no_hub_private_repo"]) + (["--hub_tag", tag] if tag else [])
-    return f"python -m melanoma_fair_xai.hub push {shlex.join(words)}"
+    command = f"python -m melanoma_fair_xai.hub push {shlex.join(words)}"
+    return f"\n{publication.folder} is safe; push it with: {command}"
 
 
 def next_tag(tags: Sequence[str]) -> str:

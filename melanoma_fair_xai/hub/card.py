@@ -13,11 +13,11 @@ import pandas as pd
 from huggingface_hub import ModelCardData
 
 from dataset_scripts.common import UserError
+from dataset_scripts.publishing import CARD_NAME
 from melanoma_fair_xai.engine.files import atomic_path
 from melanoma_fair_xai.fairness.report import markdown_table
-from melanoma_fair_xai.hub.record import CARD_DATA_NAME
+from melanoma_fair_xai.hub.publish import CARD_DATA_NAME
 
-CARD_NAME = "README.md"
 TAGS = ["medical", "dermatology", "melanoma"]
 LINK = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
 

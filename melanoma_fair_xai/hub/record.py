@@ -6,7 +6,6 @@ import json
 import os
 import platform
 import re
-import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,13 +17,14 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from torch import nn
 
 from dataset_scripts import fitzpatrick17k, ham10000, phantom
+from dataset_scripts.publishing import code_commit
 from melanoma_fair_xai.classifier.models import is_timm_name
 from melanoma_fair_xai.data.loading import UNUSABLE, Records, is_synthetic
 from melanoma_fair_xai.engine.arguments import command_line
 from melanoma_fair_xai.engine.files import write_json
 from melanoma_fair_xai.fairness.groups import MAX_GROUPS, group_column
+from melanoma_fair_xai.hub.publish import CARD_DATA_NAME
 
-CARD_DATA_NAME = "card_data.json"
 PACKAGES = ("melanoma-fair-xai", "torch", "timm", "transformers", "diffusers", "accelerate", "datasets")
 DESCRIBED = ("fitzpatrick", "sex", "age_band", "localization", "source", "diagnosis")  # who is in the data
 FEW_IMAGES = 200  # a training on fewer is a smoke run
@@ -167,7 +167,7 @@ def record(folder: Path, kind: str, title: str, records: Records, script: str, a
             },
             "command": command_line(script, *arguments),
             "versions": versions(),
-            "commit": commit(),
+            "commit": code_commit(),
             **facts,
         },
     )
@@ -193,18 +193,3 @@ def versions() -> Mapping[str, str]:
         except importlib.metadata.PackageNotFoundError:  # a clone can be used without being installed
             continue
     return found
-
-
-def commit() -> str | None:
-    """The commit of the code, with a word if files differ from it; None outside a clone."""
-    here = Path(__file__).parent
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + (" with changes that are not committed" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

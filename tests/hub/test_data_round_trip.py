@@ -82,7 +82,7 @@ def test_a_failing_push_of_a_data_set_says_how_to_repeat_it(tmp_path, local_hub,
     assert done.returncode == 2
     first, second = done.stderr[done.stderr.index("error: ") :].strip().splitlines()
     assert "the Hub answers 500" in first
-    repeat = "python -m melanoma_fair_xai.hub push own-data --hub_dataset_id own-data"
+    repeat = "python -m melanoma_fair_xai.hub push own-data --hub_dataset_id tester/own-data"
     assert second == f"own-data is safe; push it with: {repeat}"
     del local_hub.faults["tester/own-data"]
     assert run_hub("push", tmp_path / "own-data", "--hub_dataset_id", "own-data").code == 0

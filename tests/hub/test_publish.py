@@ -155,7 +155,7 @@ def test_without_a_network_two_lines_say_so(run, tmp_path, local_hub):
         (lambda run: (run / "config.json").unlink(), "holds no config.json"),
         (lambda run: (run / "config.json").write_text('{"archi'), "config.json: not readable as JSON"),
         (lambda run: os.truncate(run / "model.safetensors", 5000), "not a whole safetensors file"),
-        (lambda run: os.truncate(run / "metrics.json", 0), "metrics.json: not readable as JSON"),
+        (lambda run: os.truncate(run / "metrics.json", 0), "metrics.json: zero bytes"),
         (lambda run: os.truncate(run / "figures/roc.png", 900), "roc.png: damaged image"),
         (lambda run: (run / "figures/roc.png").unlink(), "shows figures/roc.png, which is not there"),
         (lambda run: (run / "README.md").write_text("# Without metadata"), "states no license"),

@@ -4,27 +4,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from local_hub import NO_COMMITS
 from strangers import client_environment
 
 import train_classifier
 from dataset_scripts.splits import read_manifest
 
+pytestmark = pytest.mark.slow  # whole runs of the scripts
+
 REPOSITORY = Path(train_classifier.__file__).parent
 CLASSIFIER = ["--model_name_or_path", "test_resnet", "--no_pretrained", "--image_size", 32, "--group_by", "sex"]
 CLASSIFIER += ["--train_batch_size", 16, "--report_to", "none", "--max_train_steps", 3, "--mixed_precision", "no"]
-GENERATOR = [
-    "--resolution",
-    16,
-    "--block_out_channels",
-    16,
-    32,
-    "--attention_resolutions",
-    8,
-    "--validation_images",
-    10,
-]
-GENERATOR += ["--train_batch_size", 8, "--num_inference_steps", 2, "--max_train_steps", 4, "--report_to", "none"]
+GENERATOR = ["--resolution", 16, "--block_out_channels", 16, 32, "--attention_resolutions", 8, "--report_to", "none"]
+GENERATOR += ["--train_batch_size", 8, "--num_inference_steps", 2, "--max_train_steps", 4, "--validation_images", 10]
 
 
 def train(script: str, hub, home: Path, *arguments: object, **variables: str) -> subprocess.CompletedProcess:
@@ -57,7 +50,7 @@ def test_a_training_whose_push_fails_is_whole_and_says_how_to_repeat_it(phantoms
     assert done.returncode == 2 and "Traceback" not in done.stderr
     first, second = done.stderr[done.stderr.index("error: ") :].strip().splitlines()
     assert first == "error: tester/own: the Hub answers 500 (the Hub is not well); try again later"
-    command = f"python -m melanoma_fair_xai.hub push {run} --hub_model_id own"
+    command = f"python -m melanoma_fair_xai.hub push {run} --hub_model_id tester/own"
     assert second == f"{run} is safe; push it with: {command}"
     assert (run / "README.md").is_file() and f"card:    {run / 'README.md'}" in done.stdout
     del local_hub.faults["tester/own"]

@@ -19,6 +19,8 @@ from melanoma_fair_xai.classifier.export import load_classifier
 from melanoma_fair_xai.data.loading import load_records
 from melanoma_fair_xai.diffusion.generation import load_pipeline, weights_hash
 
+pytestmark = pytest.mark.slow  # whole runs of the scripts
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PINNED = ["--model_name_or_path", "tester/classifier", "--revision", "v1"]
 QUIET = ["--report_to", "none", "--mixed_precision", "no", "--group_by", "sex"]
