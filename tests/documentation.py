@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from local_hub import USER
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 DOCS = REPOSITORY / "docs"
+HUB_USER = "your-name"
 LANGUAGES = ("sh", "python", "text", "csv")  # the first two are run
 
 # A block whose first line is one of these comments is not run, but its flags are checked.
@@ -32,6 +35,8 @@ SUBSTITUTIONS = (
     ("explain.py", "$", " --max_samples 4"),
     ("generate.py", r"--num_images \d+", "--num_images 24"),
     ("generate.py", "$", " --num_inference_steps 2"),
+    ("melanoma_fair_xai.hub", f"{HUB_USER}/", f"{USER}/"),
+    ("train_classifier.py", f"{HUB_USER}/", f"{USER}/"),
     ("melanoma_fair_xai.fairness", r"(\.fairness (?!compare).*)$", r"\1 --n_resamples 100"),
 )
 

@@ -15,7 +15,19 @@ import accelerate.commands.launch
 import documentation
 import pytest
 import torch.distributed.run
-from documentation import REASONS_NOT_TO_RUN, REPOSITORY, Block, anchors, commands, links, made_small, prose
+from documentation import (
+    HUB_USER,
+    REASONS_NOT_TO_RUN,
+    REPOSITORY,
+    Block,
+    anchors,
+    commands,
+    links,
+    made_small,
+    prose,
+)
+from huggingface_hub import ModelCard
+from local_hub import USER, LocalHub
 from phantom_raw_data import write_inputs
 
 PAGES = documentation.pages()
@@ -27,6 +39,7 @@ OURS = [
     ["python", "-m", "melanoma_fair_xai.fairness"],
     ["python", "-m", "melanoma_fair_xai.fairness", "compare"],
     ["python", "-m", "melanoma_fair_xai.diffusion.quality"],
+    ["python", "-m", "melanoma_fair_xai.hub"],
 ]
 
 
@@ -178,7 +191,7 @@ class Reader:
         self.log.write_text("")
         if block.language == "python":
             script = self.folder / "block.py"
-            script.write_text(block.text)
+            script.write_text(block.text.replace(HUB_USER, USER))
             failed = self.run([str(script)])
         else:
             failed = any(self.type(command) for command in commands(block))
@@ -208,20 +221,24 @@ class Reader:
 
 
 @pytest.fixture
-def reader(tmp_path):
+def reader(tmp_path, local_hub):
     folder = tmp_path / "clone"
     folder.mkdir()
     write_inputs(folder, tmp_path / "drawn")
     caches = ("HF_HOME", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "MELANOMA_FAIR_XAI_CACHE")
     environment = os.environ | {name: str(tmp_path / name.lower()) for name in caches}
-    environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    environment |= {"PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg"} | local_hub.environment
     reader = Reader(folder, environment)
     yield reader
     reader.leave()
 
 
 @pytest.mark.slow
-def test_what_the_pages_say_works_on_phantoms(reader):
+def test_what_the_pages_say_works_on_phantoms_and_ends_with_a_card_on_the_hub(reader, local_hub: LocalHub):
     run = [block for block in BLOCKS if block.language in ("sh", "python") and not block.reason]
     failures = [failure for block in run if (failure := reader.follow(block))]
     assert failures == [], "\n\n".join(failures)
+    pushed = local_hub.repositories["model", f"{USER}/melanoma-quickstart"]
+    card = ModelCard(pushed.files["README.md"].content.decode())
+    assert "Phantom data." in card.text and "phantom" in card.data.tags
+    assert pushed.private and "model.safetensors" in pushed.files and "v1" in pushed.tags
