@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import pandas as pd
 import timm
 from huggingface_hub import DatasetCard
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
 from dataset_scripts import fitzpatrick17k, ham10000, phantom
@@ -64,7 +64,7 @@ def data_facts(name: str) -> DataFacts:
     short = folder.name if folder.is_dir() else name
     try:
         card = DatasetCard.load(folder / "README.md" if folder.is_dir() else name, ignore_metadata_errors=True)
-    except (OSError, HfHubHTTPError, HFValidationError):
+    except (OSError, ValueError, HfHubHTTPError):  # none there, or none that can be read
         return DataFacts(short, short)
     title = card.data.get("pretty_name") or short
     for facts in BUILDER_FACTS:
