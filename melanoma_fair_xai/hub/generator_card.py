@@ -1,5 +1,6 @@
 """The card of a generator, made of its run folder: what can be asked of it, how good it is, and what it is not for."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -109,4 +110,6 @@ def loss_table(history: list[dict[str, Any]]) -> str:
     """The last held-out error by band of timesteps, as Markdown."""
     losses = {name.removeprefix("error_t"): value for name, value in history[-1].items() if name.startswith("error_t")}
     header = ["timesteps", *(name.replace("-", " to ") for name in losses)]
-    return markdown_table(header, [["mean squared error", *(number(value, 4) for value in losses.values())]])
+    # JSON has null for the NaN of a band that no image fell into.
+    texts = (number(math.nan if value is None else value, 4) for value in losses.values())
+    return markdown_table(header, [["mean squared error", *texts]])
