@@ -207,7 +207,7 @@ class Reader:
             log.write(f"$ {' '.join(command)}\n")
         if command[0] != "make":
             return self.run(launched(command))
-        make = ["make", "--dry-run", "--old-file", ".venv/.installed", *command[1:]]
+        make = ["make", "--dry-run", "--no-print-directory", "--old-file", ".venv/.installed", *command[1:]]
         recipe = subprocess.run(make, cwd=self.folder, capture_output=True, text=True, check=True).stdout
         if "--dry-run" in command:
             return 0
