@@ -1,6 +1,5 @@
 """Run folders as trainings leave them, as far as cards need them, in a second."""
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,48 +9,14 @@ import pandas as pd
 import PIL.Image
 import torch
 
+import train_classifier
+import train_diffusion
+from melanoma_fair_xai.classifier.task import TaskArguments
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.fairness import FairnessReport, evaluate_predictions
 from melanoma_fair_xai.hub.classifier_card import record_classifier, write_classifier_card
 from melanoma_fair_xai.hub.generator_card import record_generator
 from melanoma_fair_xai.hub.record import starting_point, training_facts
-
-
-@dataclasses.dataclass
-class Settings:
-    """What train_classifier.py's arguments are to a card; `output_dir` and `data_dir` as absolute paths."""
-
-    dataset_name: str = "ham10000"
-    data_dir: str = "/home/somebody/raw"
-    target: str = "melanoma_vs_rest"
-    confirmed_by_histology: bool = False
-    max_train_samples: int | None = None
-    model_name_or_path: str = "resnet18"
-    pretrained_weights: str | None = None
-    image_size: int | None = 64
-    drop_rate: float = 0.2
-    output_dir: str = "/home/somebody/runs/r18"
-    seed: int = 3
-    num_train_epochs: int = 8
-    max_train_steps: int | None = None
-    train_batch_size: int = 32
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-3
-    lr_scheduler: str = "cosine"
-    lr_warmup_steps: int = 100
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_weight_decay: float = 0.05
-    max_grad_norm: float = 1.0
-    label_smoothing: float = 0.05
-    class_balanced_sampling: bool = True
-    mitigation: str = "none"
-    mitigation_group: str = "fitzpatrick_group"
-    min_crop_area: float = 0.5
-    color_jitter: float = 0.2
-    use_ema: bool = True
-    ema_max_decay: float = 0.998
-    mixed_precision: str = "auto"
 
 
 def make_predictions(types: list[str], n: int = 400) -> pd.DataFrame:
@@ -103,43 +68,14 @@ def write_card(
     records = Records(name, datasets.Dataset.from_dict({}), columns, pd.DataFrame())
     training = training_facts(1000, 1000, images_seen, torch.nn.Linear(3, 2))
     start = start or starting_point("resnet18", False, None)
-    settings = (Settings(dataset_name=name),)
+    settings = (
+        TaskArguments(dataset_name=name, data_dir="/home/somebody/raw"),
+        train_classifier.ModelArguments(image_size=64),
+        train_classifier.TrainingArguments(output_dir="/home/somebody/runs/r18", seed=3, num_train_epochs=8),
+    )
     record_classifier(folder, "resnet18, melanoma vs rest", "test", table, records, training, start, 0, settings)
     write_classifier_card(folder)
     return folder
-
-
-@dataclasses.dataclass
-class GeneratorSettings:
-    """What train_diffusion.py's arguments are to a card."""
-
-    dataset_name: str = "ham10000"
-    max_train_samples: int | None = None
-    preset: str = "64-small"
-    resolution: int = 64
-    block_out_channels: tuple = (64, 128)
-    layers_per_block: int = 2
-    attention_resolutions: tuple = (16,)
-    beta_schedule: str = "linear"
-    output_dir: str = "runs/generator"
-    seed: int = 0
-    max_train_steps: int = 3000
-    train_batch_size: int = 32
-    gradient_accumulation_steps: int = 1
-    learning_rate: float = 1e-3
-    lr_scheduler: str = "cosine"
-    lr_warmup_steps: int = 100
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.99
-    adam_weight_decay: float = 0.01
-    max_grad_norm: float = 1.0
-    snr_gamma: float = 5.0
-    condition_dropout: float = 0.1
-    unconditional_share: float = 0.1
-    class_balanced_sampling: bool = False
-    use_ema: bool = True
-    ema_max_decay: float | None = None
-    mixed_precision: str = "auto"
 
 
 def write_generator(folder: Path, images_seen: int = 96000) -> None:
@@ -162,4 +98,10 @@ def write_generator(folder: Path, images_seen: int = 96000) -> None:
     table = table.rename(columns={"label": "melanoma"}).assign(source="clinic", localization="back", diagnosis="nv")
     records = Records("ham10000", datasets.Dataset.from_dict({}), table.assign(split="train"), pd.DataFrame())
     training = training_facts(340, 340, images_seen, torch.nn.Linear(3, 2))
-    record_generator(folder, records, training, 50, (GeneratorSettings(),))
+    settings = (
+        train_diffusion.ConditionArguments(dataset_name="ham10000"),
+        train_diffusion.ModelArguments(preset="64-small"),
+        train_diffusion.TrainingArguments(output_dir="runs/generator", learning_rate=1e-3),
+    )
+    train_diffusion.apply_preset(*settings[1:])
+    record_generator(folder, records, training, 50, settings)
