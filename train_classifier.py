@@ -33,7 +33,7 @@ from melanoma_fair_xai.classifier.protocols import (
 from melanoma_fair_xai.classifier.report import plot_roc, plot_training
 from melanoma_fair_xai.classifier.task import Task, TaskArguments, check_classes, load_target, make_task
 from melanoma_fair_xai.classifier.training import ClassifierTraining
-from melanoma_fair_xai.data.loading import UNUSABLE, Records
+from melanoma_fair_xai.data.loading import UNUSABLE, Records, training_rows
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
 from melanoma_fair_xai.engine.checkpoints import forget_training
 from melanoma_fair_xai.engine.files import atomic_path
@@ -196,7 +196,7 @@ def train_and_evaluate(accelerator: Accelerator, folder: Path, args: Arguments) 
     )
     task = make_task(accelerator, data, records, target, labels, timm.data.resolve_model_data_config(network))
     earlier = load_earlier(accelerator, args, task) if model_args.measure_forgetting else None
-    train_rows = task.rows("train")[: data.max_train_samples]
+    train_rows = training_rows(task.records.table, data.max_train_samples, training.seed)
     check_classes(task, train_rows)
     if accelerator.is_main_process:
         record_inputs(folder, task.records, args)

@@ -21,7 +21,7 @@ from dataset_scripts.common import UserError, run_command
 from dataset_scripts.splits import MANIFEST_NAME, write_manifest
 from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.data.cache import decode_once
-from melanoma_fair_xai.data.loading import UNUSABLE, Records
+from melanoma_fair_xai.data.loading import UNUSABLE, Records, training_rows
 from melanoma_fair_xai.diffusion.data import find_conditions, pixel_config
 from melanoma_fair_xai.diffusion.export import export_pipeline
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
@@ -57,7 +57,7 @@ class ConditionArguments(DataArguments):
     diagnosis_labels: Literal["diagnosis", "melanoma"] = field(
         default="diagnosis", metadata={"help": "Condition on the data set's own diagnoses, or on melanoma or not."}
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images only."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Train on so many images, drawn by --seed."})
 
 
 @dataclass
@@ -176,8 +176,7 @@ def train_and_export(
     training: TrainingArguments,
 ) -> None:
     records = load(accelerator, data)
-    task = make_task(accelerator, records, data, model_args.resolution)
-    train_rows = task.rows("train")[: data.max_train_samples]
+    task, train_rows = make_task(accelerator, records, data, model_args.resolution, training.seed)
     check_rows(task, train_rows)
     unet, conditioner = make_networks(task, model_args)
     if accelerator.is_main_process:
@@ -204,7 +203,7 @@ def dry_run(
 ) -> None:
     """Everything that is known before the first image is decoded."""
     records = load(accelerator, data)
-    rows = np.flatnonzero(records.table["split"] == "train")[: data.max_train_samples]
+    rows = training_rows(records.table, data.max_train_samples, training.seed)
     task = Task(records, np.empty(0), find_conditions(records.table.iloc[rows], data.conditions, data.dataset_name))
     unet, conditioner = make_networks(task, model_args)
     if training.gradient_checkpointing:
@@ -221,13 +220,16 @@ def load(accelerator: Accelerator, data: ConditionArguments) -> Records:
     return records
 
 
-def make_task(accelerator: Accelerator, records: Records, data: ConditionArguments, resolution: int) -> Task:
-    """Decode the images, set aside what cannot be, and find what the rest can be conditioned on."""
+def make_task(
+    accelerator: Accelerator, records: Records, data: ConditionArguments, resolution: int, seed: int
+) -> tuple[Task, np.ndarray]:
+    """Decode the images, set aside what cannot be, and find conditions in the rest; and the rows to train on."""
     with accelerator.local_main_process_first():
         cache = decode_once(records.images, pixel_config(resolution), show_progress=accelerator.is_local_main_process)
     records = records.without(cache.problems, data.max_skipped_share)
-    train = records.table[records.table["split"] == "train"][: data.max_train_samples]
-    return Task(records, cache.pixels, find_conditions(train, data.conditions, data.dataset_name))
+    rows = training_rows(records.table, data.max_train_samples, seed)
+    conditions = find_conditions(records.table.iloc[rows], data.conditions, data.dataset_name)
+    return Task(records, cache.pixels, conditions), rows
 
 
 def check_rows(task: Task, train_rows: np.ndarray) -> None:

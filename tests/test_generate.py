@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState, GradientState
 import generate
 import train_classifier
 from dataset_scripts.common import UserError, run_command
-from melanoma_fair_xai.data.loading import add_synthetic, is_synthetic, load_records, load_synthetic
+from melanoma_fair_xai.data.loading import add_synthetic, is_synthetic, load_records, load_synthetic, training_rows
 from melanoma_fair_xai.diffusion import quality
 from melanoma_fair_xai.diffusion.copies import CopyFinder, nearest_pixels, thumbnails
 from melanoma_fair_xai.diffusion.data import find_conditions
@@ -264,6 +264,16 @@ def test_generated_images_join_the_training_split_alone(synthetic, phantoms):
         add_synthetic(real, generated, 9, seed=0)
     with pytest.raises(UserError, match="not a folder that generate.py wrote"):
         load_synthetic(str(phantoms), real)
+
+
+def test_a_part_of_the_real_images_gets_its_share_of_generated_ones(synthetic, phantoms):
+    real = load_records(str(phantoms))
+    mixed = add_synthetic(real, load_synthetic(str(synthetic), real), 0.5, seed=0, limit=8)
+    rows = training_rows(mixed.table, 8, seed=0)
+    generated = is_synthetic(mixed.table)[rows]
+    assert generated.sum() == is_synthetic(mixed.table).sum() == 4
+    assert set(rows[~generated]) == set(training_rows(real.table, 8, seed=0))
+    assert len(set(rows)) == 12 and set(mixed.table["split"].iloc[rows]) == {"train"}
 
 
 def test_the_loop_closes(synthetic, phantoms, tmp_path):

@@ -42,7 +42,9 @@ class TaskArguments(DataArguments):
         default_factory=list,
         metadata={"help": 'Columns to report by, such as sex or "fitzpatrick*sex"; default: all common ones.'},
     )
-    max_train_samples: int | None = field(default=None, metadata={"help": "Train on the first so many images only."})
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "Train on so many real images, drawn by --seed."}
+    )
     synthetic_dir: str | None = field(
         default=None, metadata={"help": "Add images that generate.py wrote to the training split, and to no other."}
     )
@@ -83,7 +85,7 @@ def load_target(
         records = records.for_fold(fold)
         if data.synthetic_dir:
             synthetic = load_synthetic(data.synthetic_dir, records)
-            records = add_synthetic(records, synthetic, data.synthetic_ratio, seed)
+            records = add_synthetic(records, synthetic, data.synthetic_ratio, seed, data.max_train_samples)
     group_columns(records.table, data.group_by)
     selected = apply_target(records, data.target, data.confirmed_by_histology, info and info.label_names)
     if info and info.label_names != selected[1].label_names:

@@ -291,13 +291,23 @@ def load_synthetic(folder: str, real: Records) -> Records:
     return Records(folder, _only_image(part, "image"), table, pd.DataFrame(columns=["image_id", "file", "reason"]))
 
 
-def add_synthetic(records: Records, synthetic: Records, ratio: float, seed: int) -> Records:
+def training_rows(table: pd.DataFrame, limit: int | None, seed: int) -> np.ndarray:
+    """Rows (int64) of the train split; with `limit`, so many of its real images, drawn by `seed`, all generated."""
+    rows = np.flatnonzero(table["split"] == "train")
+    if limit is None:
+        return rows
+    generated = is_synthetic(table)[rows]
+    chosen = np.random.default_rng(seed).permutation(rows[~generated])[:limit]
+    return np.sort(np.concatenate([chosen, rows[generated]]))
+
+
+def add_synthetic(records: Records, synthetic: Records, ratio: float, seed: int, limit: int | None = None) -> Records:
     """The records with `ratio` generated images, drawn without replacement, for each real training image.
 
-    They stand in the train split, and column `synthetic` says which they are. UserError if there are too few, or if
-    one has no diagnosis.
+    `limit` says how many real ones take part, as in `training_rows`. The generated ones stand in the train split, and
+    column `synthetic` says which they are. UserError if there are too few, or if one has no diagnosis.
     """
-    training = (records.table["split"] == "train").sum()
+    training = len(training_rows(records.table, limit, seed))
     count = round(ratio * training)
     if not 0 < count <= len(synthetic.table):
         raise UserError(

@@ -8,7 +8,7 @@ import pytest
 
 from dataset_scripts.common import UserError
 from dataset_scripts.splits import read_manifest, write_manifest
-from melanoma_fair_xai.data.loading import ColumnNames, load_records
+from melanoma_fair_xai.data.loading import ColumnNames, load_records, training_rows
 
 OWN = ColumnNames(label="kind", positive_labels=("melanoma",), lesion="patient", groups=("hospital",))
 
@@ -88,6 +88,15 @@ def test_a_manifest_fixes_the_splits(tmp_path):
     with pytest.raises(UserError, match=records.table["image_id"][0]):
         load_records(str(tmp_path / "own"), columns=OWN, split_manifest=str(tmp_path / "short.csv"))
     assert len(read_manifest(str(tmp_path / "m.csv"))) == 40
+
+
+def test_a_part_of_the_training_images_is_drawn_from_all_of_them():
+    """Data sets come sorted by diagnosis, so that the first images would hold one class."""
+    table = pd.DataFrame({"split": ["train"] * 900 + ["test"] * 100})
+    rows = training_rows(table, 100, seed=0)
+    assert len(set(rows)) == 100 and rows.max() < 900 and abs(rows.mean() - 450) < 100
+    assert training_rows(table, 100, seed=0).tolist() == rows.tolist() != training_rows(table, 100, seed=1).tolist()
+    assert len(training_rows(table, None, seed=0)) == len(training_rows(table, 1000, seed=0)) == 900
 
 
 def test_synthetic_images_stay_out_of_evaluation(tmp_path):
