@@ -265,9 +265,14 @@ def cross_validate(accelerator: Accelerator, folder: Path, args: Arguments) -> N
         train_and_evaluate(accelerator, part, args._replace(data=data))
         forget_training(accelerator)
     if accelerator.is_main_process:
-        predictions = read_predictions(*(folder / f"fold-{fold}" for fold in range(N_FOLDS)))
+        predictions = {
+            split: read_predictions(
+                *(folder / f"fold-{fold}" / "predictions" / f"{split}.parquet" for fold in range(N_FOLDS))
+            )
+            for split in ("validation", "test")
+        }
         records = replace(records, table=records.table.assign(split="test"))  # all of them, fold by fold
-        report(folder, {"test": predictions}, records, args, all_folds(folder))
+        report(folder, predictions, records, args, all_folds(folder))
 
 
 def all_folds(folder: Path) -> dict[str, Any]:
@@ -306,7 +311,7 @@ def report(
     if training:
         start = starting_point(args.model.model_name_or_path, args.model.pretrained, args.model.pretrained_weights)
         folds = args.data.cross_validation or 0
-        record_classifier(folder, name, split, table, records, training, start, folds, args)
+        record_classifier(folder, name, predictions, records, training, start, folds, args)
         write_classifier_card(folder)  # last: a folder with a card is whole
     print(summary(folder, split, table, fairness, records, args))
 

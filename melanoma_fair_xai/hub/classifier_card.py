@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from scipy.special import expit, logit
 
 from dataset_scripts.common import SKIN_TYPES, UNKNOWN
+from melanoma_fair_xai.classifier.calibration import choose_threshold
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.fairness import evaluate_predictions
 from melanoma_fair_xai.fairness.groups import PRIMARY
@@ -23,6 +24,7 @@ PARTS = ("card_data.json", "metrics.json", "fairness.csv", "fairness.md")
 INDEXED = ("roc_auc", "sensitivity", "specificity", "balanced_accuracy")  # the metrics that the metadata carry
 HEADLINE = ("roc_auc", "sensitivity", "specificity")
 HEADLINE_GROUPS = (PRIMARY, "ita_tertile", "sex", "age_band")
+SCREENING = {"90 %": "sensitivity=0.9", "95 %": "sensitivity=0.95"}  # operating points beside the published one
 CALIBRATION = ("brier", "calibration_intercept", "calibration_slope", "ece")
 SETTINGS = (
     *("model_name_or_path", "image_size", "drop_rate", "train_batch_size", "gradient_accumulation_steps"),
@@ -36,19 +38,20 @@ SETTINGS = (
 def record_classifier(
     folder: Path,
     title: str,
-    split: str,
-    predictions: pd.DataFrame,
+    predictions: Mapping[str, pd.DataFrame],
     records: Records,
     training: Mapping[str, Any],
     start: Mapping[str, Any],
     folds: int,
     arguments: tuple,
 ) -> None:
-    """Write card_data.json, last of what a run writes but for the card: `predictions` are those of `split`.
+    """Write card_data.json, last of what a run writes but for the card.
 
-    `training` as `training_facts` gives it, `start` as `starting_point`; `folds` is 0 but for a
-    cross-validation; `arguments` are those of train_classifier.py.
+    `predictions` are tables by split: `validation`, which thresholds are chosen on, and last the one that is reported.
+    `training` as `training_facts` gives it, `start` as `starting_point`; `folds` is 0 but for a cross-validation;
+    `arguments` are those of train_classifier.py.
     """
+    split, tested = list(predictions.items())[-1]
     record(
         folder,
         "classifier",
@@ -60,23 +63,48 @@ def record_classifier(
         training=training,
         start=start,
         folds=folds,
-        before_calibration=before_calibration(folder, predictions),
+        before_calibration=before_calibration(folder, tested),
+        operating_points=operating_points(predictions["validation"], tested),
     )
 
 
 def before_calibration(folder: Path, predictions: pd.DataFrame) -> list[dict[str, Any]] | None:
-    """How well the scores were calibrated before the logits were: the calibration is undone. None where it cannot be:
-    with several labels, and over models of several folds."""
-    if not (folder / "config.json").is_file():
-        return None
-    config = card.read_json(folder, "config.json")
-    if len(config["label_names"]) > 2:
-        return None
-    slope, intercept = (config["calibration"][name] for name in ("slope", "intercept"))
+    """How well the scores were calibrated before the logits were: every fold's calibration is undone. None where it
+    cannot be, with several labels."""
+    whole = (folder / "config.json").is_file()
     limits = np.finfo(float).eps, 1 - np.finfo(float).eps
-    scores = expit((logit(predictions["score"].clip(*limits)) - intercept) / slope)
-    report = evaluate_predictions(predictions.assign(score=scores), [])
+    scores = logit(predictions["score"].clip(*limits))
+    for fold in predictions["fold"].unique():
+        config = card.read_json(folder, "config.json" if whole else f"fold-{fold}/config.json")
+        if len(config["label_names"]) > 2:
+            return None
+        slope, intercept = (config["calibration"][name] for name in ("slope", "intercept"))
+        scores = scores.where(predictions["fold"] != fold, (scores - intercept) / slope)
+    report = evaluate_predictions(predictions.assign(score=expit(scores)), [])
     return [dataclasses.asdict(row) for row in report.overall if row.metric in CALIBRATION]
+
+
+def operating_points(validation: pd.DataFrame, predictions: pd.DataFrame) -> list[dict[str, Any]]:
+    """What `predictions` give at the thresholds that SCREENING chooses on `validation`, fold by fold.
+
+    A dictionary for each: `wanted`, `thresholds` by fold, and the metric rows `sensitivity` and `specificity`.
+    """
+    points = []
+    for wanted, rule in SCREENING.items():
+        thresholds = {
+            int(fold): choose_threshold(part["score"].to_numpy(), part["label"].to_numpy(), rule)
+            for fold, part in validation.groupby("fold")
+        }
+        report = evaluate_predictions(predictions.assign(threshold=predictions["fold"].map(thresholds)), [])
+        rows = {row.metric: dataclasses.asdict(row) for row in report.overall}
+        points.append(
+            {
+                "wanted": wanted,
+                "thresholds": thresholds,
+                **{name: rows[name] for name in ("sensitivity", "specificity")},
+            }
+        )
+    return points
 
 
 def write_classifier_card(folder: Path, output: Path | None = None) -> Path:
@@ -112,6 +140,7 @@ def write_classifier_card(folder: Path, output: Path | None = None) -> Path:
         pairs=sorted({row.group_column for row in rows if "*" in row.group_column}),
         report=written_report(folder),
         calibration=calibration_table(rows, facts["before_calibration"]),
+        screening=screening_table(facts["operating_points"]),
         figures=[name for name in ("roc", "training") if (folder / "figures" / f"{name}.png").is_file()],
         explanation=explained,
         **operating_point(card.read_json(folder, config_name)),
@@ -220,6 +249,19 @@ def calibration_table(rows: Sequence[GroupMetric], before: Sequence[Mapping[str,
         cells = [with_interval(table[metric]) for table in ([first, after] if before else [after])]
         lines.append([TITLES[metric], *cells, perfect[metric]])
     return markdown_table(header, lines)
+
+
+def screening_table(points: Sequence[Mapping[str, Any]]) -> str:
+    """What `operating_points` found, as Markdown."""
+    lines = [
+        [
+            point["wanted"],
+            ", ".join(f"{threshold:.4f}" for threshold in point["thresholds"].values()),
+            *(with_interval(GroupMetric(**nan_for_null(point[name]))) for name in ("sensitivity", "specificity")),
+        ]
+        for point in points
+    ]
+    return markdown_table(["sensitivity wanted", "threshold", "sensitivity", "specificity"], lines)
 
 
 def nan_for_null(values: Mapping[str, Any]) -> dict[str, Any]:

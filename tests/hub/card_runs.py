@@ -73,7 +73,8 @@ def write_card(
         train_classifier.ModelArguments(image_size=64),
         train_classifier.TrainingArguments(output_dir="/home/somebody/runs/r18", seed=3, num_train_epochs=8),
     )
-    record_classifier(folder, "resnet18, melanoma vs rest", "test", table, records, training, start, 0, settings)
+    tables = {"validation": make_predictions(list(types), 300), "test": table}
+    record_classifier(folder, "resnet18, melanoma vs rest", tables, records, training, start, 0, settings)
     write_classifier_card(folder)
     return folder
 

@@ -15,7 +15,7 @@ from scipy.special import expit, logit
 from dataset_scripts.common import UserError, run_command
 from dataset_scripts.ham10000 import CITATION
 from melanoma_fair_xai.hub import __main__ as hub
-from melanoma_fair_xai.hub.classifier_card import INDEXED, before_calibration, write_classifier_card
+from melanoma_fair_xai.hub.classifier_card import INDEXED, before_calibration, operating_points, write_classifier_card
 from melanoma_fair_xai.hub.record import population, starting_point, training_facts
 
 TYPES = ("I", "II", "VI", "unknown")
@@ -123,6 +123,36 @@ def test_calibration_is_undone_exactly(carded):
     text = (carded / "README.md").read_text()
     assert f"| Brier score | {rows['brier']['value']:.3f} [" in text
     assert "Platt scaling (slope 2.000, intercept -0.500)" in text
+
+
+def test_every_fold_has_a_calibration_of_its_own(carded, tmp_path):
+    """Two models whose raw scores were the same, and were calibrated differently."""
+    raw = make_predictions(["I"]).assign(score=lambda table: table["score"].clip(0.01, 0.99))
+    folds, parts = {3: (2.0, -0.5), 4: (0.5, 0.3)}, []
+    for fold, (slope, intercept) in folds.items():
+        config = json.loads((carded / "config.json").read_text())
+        config["calibration"] = {"slope": slope, "intercept": intercept}
+        (tmp_path / f"fold-{fold}").mkdir()
+        (tmp_path / f"fold-{fold}" / "config.json").write_text(json.dumps(config))
+        score = expit(slope * logit(raw["score"]) + intercept)
+        parts.append(raw.assign(score=score, fold=fold, lesion_id=raw["lesion_id"] + str(fold)))
+    found = {row["metric"]: row["value"] for row in before_calibration(tmp_path, pd.concat(parts, ignore_index=True))}
+    assert found["brier"] == pytest.approx(np.mean((raw["score"] - raw["label"]) ** 2), abs=1e-9)
+
+
+def test_operating_points_are_chosen_on_validation_fold_by_fold(carded):
+    test = pd.DataFrame({"lesion_id": range(40), "label": [1, 0] * 20, "score": np.repeat([0.8, 0.3], 20)})
+    low, high = (np.linspace(start, start + 0.19, 20) for start in (0.5, 0.7))
+    validation = pd.DataFrame({"label": [1] * 40 + [0] * 40, "score": [*low, *high, *[0.1] * 40]})
+    validation["fold"] = [0] * 20 + [1] * 20 + [0, 1] * 20
+    points = operating_points(validation, test.assign(fold=[0, 1] * 20, threshold=0.5))
+    nine, nineteen = points
+    assert (nine["wanted"], nineteen["wanted"]) == ("90 %", "95 %")
+    # 18 of 20 melanomas must be found: the threshold is below the 18th from above, and above the 19th.
+    assert nine["thresholds"] == pytest.approx({0: 0.515, 1: 0.715})
+    assert nineteen["thresholds"] == pytest.approx({0: 0.505, 1: 0.705})
+    assert nine["sensitivity"]["value"] == 0.5 and nine["specificity"]["value"] == 0.5
+    assert "| 95 % | " in (carded / "README.md").read_text()
 
 
 def test_the_population_counts_real_images_by_split():
