@@ -97,13 +97,8 @@ def operating_points(validation: pd.DataFrame, predictions: pd.DataFrame) -> lis
         }
         report = evaluate_predictions(predictions.assign(threshold=predictions["fold"].map(thresholds)), [])
         rows = {row.metric: dataclasses.asdict(row) for row in report.overall}
-        points.append(
-            {
-                "wanted": wanted,
-                "thresholds": thresholds,
-                **{name: rows[name] for name in ("sensitivity", "specificity")},
-            }
-        )
+        found = {name: rows[name] for name in ("sensitivity", "specificity")}
+        points.append({"wanted": wanted, "thresholds": thresholds, **found})
     return points
 
 
