@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 # One test process per core, one thread each: results do not depend on how many cores there are.
 PYTEST := OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n logical
 
-.PHONY: quickstart quickstart-diffusion test test-slow quality style bench clean
+.PHONY: quickstart quickstart-diffusion test test-slow quality style bench reproduce clean
 
 quickstart: $(INSTALLED)  ## draw phantom lesions, train a small classifier on them, evaluate it, explain it
 	$(BIN)/python -m dataset_scripts.phantom --num_images 2500 --image_size 64 \
@@ -44,6 +44,9 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.fairness_speed
 	$(BIN)/python -m benchmarks.diffusion_throughput
 	$(BIN)/python -m benchmarks.explain_speed
+
+reproduce: $(INSTALLED)  ## every released result; HAM10000=folder WEIGHTS=mobilenetv2_100.safetensors [FLAGS=--dry_run]
+	$(BIN)/python -m model_cards.reproduce --data_dir $(HAM10000) --weights $(WEIGHTS) $(FLAGS)
 
 clean:
 	rm -rf $(VENV)

@@ -40,6 +40,11 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         raise UserError(f"{path}: not readable as JSON ({error}); finish the run again") from None
 
 
+def config_name(facts: dict[str, Any]) -> str:
+    """Where a classifier's run has its config.json; of a cross-validation, the one of fold 0."""
+    return "fold-0/config.json" if facts["folds"] else "config.json"
+
+
 def read_table(folder: Path, name: str) -> pd.DataFrame:
     """A part of the card that is CSV, with the very numbers that were written."""
     # The python engine reads numbers to the last bit, pandas' own does not.

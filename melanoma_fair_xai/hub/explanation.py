@@ -16,6 +16,7 @@ from melanoma_fair_xai.explain.report import interval, number, trap_sentence
 from melanoma_fair_xai.explain.summary import beats
 from melanoma_fair_xai.fairness.report import markdown_table
 from melanoma_fair_xai.hub import card
+from melanoma_fair_xai.hub.publish import CARD_DATA_NAME
 
 PARTS = tuple(f"explanation/{name}" for name in ("facts.json", "controls.csv", "groups.csv"))
 FACTS, CONTROLS_TABLE, GROUPS_TABLE = PARTS
@@ -27,11 +28,13 @@ SHOWN = {"random": "random", "centre": "centre", "edges": "edges", "randomised":
 def take(report: Path, folder: Path) -> None:
     """Copy from an explain.py report what the card of the run in `folder` shows.
 
-    UserError if a part is missing, and if the report is of another model: their thresholds differ.
+    Of a cross-validation it is the model of fold 0 that is explained. UserError if a part is missing, and if the
+    report is of another model: their thresholds differ.
     """
     arguments = card.read_json(report, ARGUMENTS_NAME)
     table = pd.read_parquet(card.need(report, "attributions.parquet"))
-    threshold = card.read_json(folder, "config.json")["operating_point"]["threshold"]
+    config = card.read_json(folder, card.config_name(card.read_json(folder, CARD_DATA_NAME)))
+    threshold = config["operating_point"]["threshold"]
     if set(table["threshold"]) != {threshold}:
         raise UserError(
             f"{report}: explains another model than {folder}: its threshold is {table['threshold'].iloc[0]}"

@@ -1,0 +1,73 @@
+"""The released results: their tables are made of the data beside the cards, and the command that makes them anew."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+import model_cards
+from dataset_scripts.common import run_command
+from model_cards import reproduce, results
+
+CARDS = Path(model_cards.__file__).parent
+
+
+def launch(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr(sys, "argv", ["reproduce", *map(str, arguments)])
+    try:
+        run_command(reproduce.main)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture
+def weights(tmp_path, monkeypatch) -> Path:
+    """A file that stands for weights, beside an empty working folder."""
+    path = tmp_path / "weights.safetensors"
+    path.touch()
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return path
+
+
+def test_the_tables_are_those_of_the_data_beside_the_cards(tmp_path):
+    copy = tmp_path / "README.md"
+    copy.write_text((CARDS / "README.md").read_text())
+    results.update_readme(copy)
+    assert copy.read_text() == (CARDS / "README.md").read_text(), "python -m model_cards.results"
+
+
+def test_what_was_not_run_is_said_to_be(monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "CARDS", tmp_path)
+    lines = results.results().splitlines()
+    assert sum("not run" in line for line in lines) == len(results.CLASSIFIERS) + len(results.GENERATORS)
+
+
+def test_a_dry_run_prints_the_plan_with_its_hours_and_does_nothing(weights, monkeypatch, capsys, tmp_path):
+    assert launch(monkeypatch, "--data_dir", tmp_path, "--weights", weights, "--dry_run") == 0
+    plan = capsys.readouterr().out
+    whole = float(plan.split("about ")[1].split(" hours")[0])
+    assert list(Path().iterdir()) == [] and "--cross_validation 5" in plan and "done" not in plan
+    finished = Path("runs/ham10000-resnet18/README.md")
+    finished.parent.mkdir(parents=True)
+    finished.touch()
+    assert launch(monkeypatch, "--data_dir", tmp_path, "--weights", weights, "--dry_run") == 0
+    plan = capsys.readouterr().out
+    assert float(plan.split("about ")[1].split(" hours")[0]) == pytest.approx(whole - 4.5)
+    assert [line.split()[0] for line in plan.splitlines() if line.split()[1] == "done"] == ["resnet18"]
+
+
+def test_a_stage_that_fails_stops_the_plan(weights, monkeypatch, capfd, tmp_path):
+    empty = tmp_path / "raw"
+    empty.mkdir()
+    assert launch(monkeypatch, "--data_dir", empty, "--weights", weights, "--stages", "data", "mobilenetv2") == 2
+    captured = capfd.readouterr()
+    assert "data: ended with exit code 2" in captured.err and "--- mobilenetv2" not in captured.out
+
+
+def test_user_errors(weights, monkeypatch, capsys, tmp_path):
+    assert launch(monkeypatch, "--data_dir", tmp_path / "none", "--weights", weights) == 2
+    assert "none: no such file or folder" in capsys.readouterr().err
+    assert launch(monkeypatch, "--data_dir", tmp_path, "--weights", weights, "--stages", "resnet19") == 2
+    assert "--stages resnet19: choose from data, mobilenetv2" in capsys.readouterr().err
