@@ -174,12 +174,15 @@ def record(folder: Path, kind: str, title: str, records: Records, script: str, a
 
 
 def without_local_paths(arguments: Arguments) -> Arguments:
-    """The dataclass with absolute paths cut to their last name: nobody needs to know where a home folder lies."""
+    """The dataclass with paths that lead out of the working folder cut to their last name: nobody needs to know where
+    a home folder lies."""
 
     def cut(value: Any) -> Any:
         if isinstance(value, list):
             return [cut(item) for item in value]
-        return os.path.basename(os.path.normpath(value)) if isinstance(value, str) and os.path.isabs(value) else value
+        if not isinstance(value, str) or not (os.path.isabs(value) or Path(value).parts[:1] == ("..",)):
+            return value
+        return os.path.basename(os.path.normpath(value))
 
     return dataclasses.replace(arguments, **{name: cut(value) for name, value in vars(arguments).items()})
 

@@ -70,7 +70,7 @@ def write_card(
     start = start or starting_point("resnet18", False, None)
     settings = (
         TaskArguments(dataset_name=name, data_dir="/home/somebody/raw"),
-        train_classifier.ModelArguments(image_size=64),
+        train_classifier.ModelArguments(image_size=64, pretrained_weights="../somewhere/w.safetensors"),
         train_classifier.TrainingArguments(output_dir="/home/somebody/runs/r18", seed=3, num_train_epochs=8),
     )
     tables = {"validation": make_predictions(list(types), 300), "test": table}

@@ -69,6 +69,7 @@ def test_the_text_says_who_it_is_for_and_for_whom_it_was_not_tested(carded):
         assert word in text, word
     assert "`sex`, too few lesions to tell: male (15 images" in text and "not estimable" in text
     assert "Phantom data" not in text and "Smoke run" not in text and "/home/somebody" not in text
+    assert "--pretrained_weights w.safetensors" in text and "../somewhere" not in text
     assert text.index("For whom it works") < text.index("It was not tested on") < text.index("## Intended use")
     assert "## Explanation\n\nNot measured." in text and "### All images" in text
     assert "\n\n\n" not in text
