@@ -87,7 +87,7 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
             "mobilenetv2-nevus",
             0.2,
             pretrained,
-            "--image_size 128 --num_train_epochs 8 --target melanoma_vs_nevus --confirmed_by_histology",
+            "--image_size 128 --num_train_epochs 6 --target melanoma_vs_nevus --confirmed_by_histology",
         ),
         classifier("resnet18", 4.5, scratch, "resnet18 --cross_validation 5"),
         classifier("resnet34", 1.6, scratch, "resnet34"),
