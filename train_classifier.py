@@ -309,7 +309,8 @@ def report(
     name = title(records, args).replace("\n", " ")
     fairness.write(folder, name, show_progress=True)
     if training:
-        start = starting_point(args.model.model_name_or_path, args.model.pretrained, args.model.pretrained_weights)
+        model = args.model
+        start = starting_point(model.model_name_or_path, model.pretrained, model.pretrained_weights, model.revision)
         folds = args.data.cross_validation or 0
         record_classifier(folder, name, predictions, records, training, start, folds, args)
         write_classifier_card(folder)  # last: a folder with a card is whole

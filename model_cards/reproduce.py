@@ -16,13 +16,19 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
+import PIL.Image
+
 from dataset_scripts.common import UserError, run_command
+from melanoma_fair_xai.diffusion.validation import draw_sheet
+from melanoma_fair_xai.hub.explanation import take_figure
 from model_cards.results import CLASSIFIERS, GENERATORS, update_readme
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 CARDS = Path(__file__).parent
 CLASSIFIER, GENERATOR = "runs/ham10000-mobilenetv2", "runs/ham10000-generator"
-EXPLAINED, QUALITY = f"{CLASSIFIER}-explained", f"{GENERATOR}-quality"
+EXPLAINED, HEATMAPS, QUALITY = f"{CLASSIFIER}-explained", f"{CLASSIFIER}-heatmaps", f"{GENERATOR}-quality"
 IMAGES, SITES, STUDY = f"{GENERATOR}-images", f"{GENERATOR}-sites", "runs/ham10000-synthetic"
 
 
@@ -104,11 +110,17 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
         generated("images", 0.3, IMAGES, "--like", "ham10000", *source, "--num_images", "1024"),
         generated(
             *("sites", 0.1, SITES, *"--grid --diagnosis mel nv --localization".split()),
-            *("face", "back", "abdomen", "lower extremity", "--num_images", "64"),
+            *("face", "back", "abdomen", "lower extremity", "--num_images", "32"),
         ),
         stage(
             *("quality", 0.1, QUALITY, "quality.json", "-m melanoma_fair_xai.diffusion.quality", IMAGES),
             *("--real", "ham10000", *source, "--feature_model", f"{CLASSIFIER}/fold-0"),
+        ),
+        # Heat maps that can be shown: no patient stands behind a generated lesion.
+        stage(
+            *("heatmaps", 0.1, HEATMAPS, "report.html", "explain.py", "--model_name_or_path", f"{CLASSIFIER}/fold-0"),
+            *("--dataset_name", IMAGES, "--split", "train", "--label_column_name", "diagnosis"),
+            *"--positive_labels mel --target melanoma --max_samples 96 --gallery 4 --eval_batch_size 16".split(),
         ),
         stage(
             *("synthetic", 0.6, STUDY, "comparison.csv", "-m benchmarks.synthetic", "--synthetic_dir", IMAGES),
@@ -162,13 +174,27 @@ def write_cards() -> None:
         shutil.rmtree(CARDS / name, ignore_errors=True)
         card = ["-m", "melanoma_fair_xai.hub", "card", str(folder), *taken, "--output", str(CARDS / name)]
         run(f"card of {name}", card)
-    if Path(STUDY, "comparison.csv").is_file():
-        shutil.copyfile(Path(STUDY, "comparison.csv"), CARDS / "synthetic.csv")
-    data_card = Path("data/ham10000/README.md")
-    if data_card.is_file():
-        (CARDS / "ham10000").mkdir(exist_ok=True)
-        shutil.copyfile(data_card, CARDS / "ham10000" / "README.md")
+    (CARDS / "ham10000").mkdir(exist_ok=True)
+    for made, shown in (
+        ("data/ham10000/README.md", "ham10000/README.md"),
+        (f"{STUDY}/comparison.csv", "synthetic.csv"),
+        (f"{HEATMAPS}/figures/gallery.png", "heatmaps.jpg"),
+    ):
+        if Path(made).is_file():
+            take_figure(Path(made), CARDS / shown) if shown.endswith(".jpg") else shutil.copyfile(made, CARDS / shown)
+    if Path(SITES, "metadata.csv").is_file():
+        draw_sites(Path(SITES), CARDS / "generated_by_site.png")
     update_readme()
+
+
+def draw_sites(folder: Path, figure: Path) -> None:
+    """Generated lesions, body sites down and diagnoses across, each as often as it was drawn."""
+    table = pd.read_csv(folder / "metadata.csv")
+    table = table.sort_values(["localization", "diagnosis"], kind="stable")
+    images = np.stack([np.asarray(PIL.Image.open(folder / name).convert("RGB")) for name in table["file_name"]])
+    sites = list(table["localization"].drop_duplicates())
+    columns = list(table["diagnosis"][table["localization"] == sites[0]])
+    draw_sheet(images, sites, columns, figure, "generated lesions, no patients")
 
 
 if __name__ == "__main__":

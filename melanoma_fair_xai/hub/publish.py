@@ -30,7 +30,8 @@ GENERATOR_FILES = (
     "unet/config.json",
     "unet/*.safetensors",
 )
-RUN_EXTRAS = ("fairness.csv", "metrics.json", "training_args.json", "figures/*", "samples/*", "unet/*.index.json")
+RUN_EXTRAS = (CARD_DATA_NAME, "fairness.csv", "metrics.json", "training_args.json")
+RUN_EXTRAS += ("figures/*", "samples/*", "unet/*.index.json")
 
 
 @dataclass

@@ -22,6 +22,7 @@ from melanoma_fair_xai.classifier.models import is_timm_name
 from melanoma_fair_xai.data.loading import UNUSABLE, Records, is_synthetic
 from melanoma_fair_xai.engine.arguments import command_line
 from melanoma_fair_xai.engine.files import write_json
+from melanoma_fair_xai.engine.from_hub import local_folder
 from melanoma_fair_xai.fairness.groups import MAX_GROUPS, group_column
 from melanoma_fair_xai.hub.publish import CARD_DATA_NAME
 
@@ -115,10 +116,10 @@ def training_facts(images: int, images_in_split: int, images_seen: int, *network
     }
 
 
-def starting_point(name: str, pretrained: bool, weights: str | None) -> dict[str, Any]:
+def starting_point(name: str, pretrained: bool, weights: str | None, revision: str | None = None) -> dict[str, Any]:
     """Where the weights of a classifier came from, in words; on the Hub (`base_model`); and the data in them already.
 
-    `name` is --model_name_or_path, `weights` --pretrained_weights.
+    `name` is --model_name_or_path, `revision` its --revision, `weights` --pretrained_weights.
     """
     if is_timm_name(name):
         if weights:
@@ -129,15 +130,14 @@ def starting_point(name: str, pretrained: bool, weights: str | None) -> dict[str
         full = f"{config.architecture}.{config.tag}"
         source = f"timm/{full}" if config.hf_hub_id == "timm/" else config.hf_hub_id
         return {"text": f"timm's weights `{full}`", "base_model": source, "data": []}
-    folder = Path(name)
-    if not folder.is_dir():
-        return {"text": f"the model `{name}`", "base_model": name.removeprefix("hf-hub:"), "data": []}
-    saved = folder / CARD_DATA_NAME
+    name = name.removeprefix("local-dir:").removeprefix("hf-hub:")
+    here = Path(name).is_dir()
+    saved = local_folder(name, [CARD_DATA_NAME], revision) / CARD_DATA_NAME
     earlier = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
     start = earlier.get("start", {})
     return {
-        "text": f"the model `{folder.name}`",
-        "base_model": start.get("base_model"),
+        "text": f"the model `{Path(name).name if here else name}`",
+        "base_model": start.get("base_model") if here else name,
         "data": [*start.get("data", []), *([earlier["data"]] if "data" in earlier else [])],
     }
 

@@ -30,9 +30,12 @@ QUIET = ["--report_to", "none", "--mixed_precision", "no", "--group_by", "sex"]
 def runs(tmp_path_factory, run_hub, local_hub) -> Path:
     """A folder with two versions of a classifier and a generator, which are on the Hub, too."""
     folder = tmp_path_factory.mktemp("runs")
+    data = {"id": "clinic", "name": "Clinic", "licence": "cc-by-nc-4.0", "citation": "", "phantoms": False}
     for name, make in (("classifier", classifier_run), ("generator", generator_run)):
         for seed in (0, 1):
-            outcome = run_hub("push", make(folder / name / str(seed), seed), "--hub_model_id", f"tester/{name}")
+            run = make(folder / name / str(seed), seed)
+            (run / "card_data.json").write_text(json.dumps({"commit": None, "data": data}))
+            outcome = run_hub("push", run, "--hub_model_id", f"tester/{name}")
             assert outcome.code == 0, outcome.error
     return folder
 
@@ -83,7 +86,9 @@ def test_fine_tuning_starts_from_the_version_it_is_given(runs, python, phantoms,
     assert torch.allclose(tuned[name], first[name], atol=1e-6) and not torch.allclose(
         first[name], second[name], atol=0.01
     )
-    assert "base_model: tester/classifier" in (tmp_path / "out" / "README.md").read_text()
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "base_model: tester/classifier" in card
+    assert "The weights had learned from Clinic before (cc-by-nc-4.0), which binds it too." in card
 
 
 def test_explain_and_generate_take_the_version_they_are_given(runs, python, phantoms, tmp_path):
