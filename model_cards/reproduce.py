@@ -119,8 +119,8 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
         # Heat maps that can be shown: no patient stands behind a generated lesion.
         stage(
             *("heatmaps", 0.1, HEATMAPS, "report.html", "explain.py", "--model_name_or_path", f"{CLASSIFIER}/fold-0"),
-            *("--dataset_name", IMAGES, "--split", "train", "--label_column_name", "diagnosis"),
-            *"--positive_labels mel --target melanoma --max_samples 96 --gallery 4 --eval_batch_size 16".split(),
+            *("--dataset_name", SITES, "--split", "train", "--label_column_name", "diagnosis"),
+            *"--positive_labels mel --target melanoma --gallery 3 --eval_batch_size 16".split(),
         ),
         stage(
             *("synthetic", 0.6, STUDY, "comparison.csv", "-m benchmarks.synthetic", "--synthetic_dir", IMAGES),
