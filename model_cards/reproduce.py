@@ -183,7 +183,8 @@ def write_cards() -> None:
         if Path(made).is_file():
             take_figure(Path(made), CARDS / shown) if shown.endswith(".jpg") else shutil.copyfile(made, CARDS / shown)
     if Path(SITES, "metadata.csv").is_file():
-        draw_sites(Path(SITES), CARDS / "generated_by_site.png")
+        draw_sites(Path(SITES), Path(SITES, "sheet.png"))
+        take_figure(Path(SITES, "sheet.png"), CARDS / "generated_by_site.jpg")
     update_readme()
 
 

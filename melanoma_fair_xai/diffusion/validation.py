@@ -6,6 +6,7 @@ from pathlib import Path
 import accelerate
 import numpy as np
 import pandas as pd
+import PIL.Image
 import torch
 from accelerate.utils import gather_object, send_to_device
 from matplotlib.figure import Figure
@@ -136,3 +137,6 @@ def draw_sheet(images: np.ndarray, rows: list[str], columns: list[str], path: Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         figure.savefig(partial, dpi=110, metadata={"Software": None})
+        with PIL.Image.open(partial) as drawn:
+            smaller = drawn.convert("RGB")  # without the empty alpha channel
+        smaller.save(partial, optimize=True)
