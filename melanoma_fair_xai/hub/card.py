@@ -40,9 +40,9 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         raise UserError(f"{path}: not readable as JSON ({error}); finish the run again") from None
 
 
-def config_name(facts: dict[str, Any]) -> str:
+def config_name(folder: Path) -> str:
     """Where a classifier's run has its config.json; of a cross-validation, the one of fold 0."""
-    return "fold-0/config.json" if facts["folds"] else "config.json"
+    return "fold-0/config.json" if (folder / "fold-0").is_dir() else "config.json"
 
 
 def read_table(folder: Path, name: str) -> pd.DataFrame:

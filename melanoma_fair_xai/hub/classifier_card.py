@@ -107,7 +107,7 @@ def write_classifier_card(folder: Path, output: Path | None = None) -> Path:
     facts = card.read_json(folder, "card_data.json")
     rows = metric_rows(folder)
     contrasts = read_contrasts(folder)
-    config_name = card.config_name(facts)
+    config_name = card.config_name(folder)
     card.need(folder, "metrics.json")
     explained = explanation.read(folder)
     data = facts["data"]

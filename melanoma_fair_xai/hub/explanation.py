@@ -16,7 +16,6 @@ from melanoma_fair_xai.explain.report import interval, number, trap_sentence
 from melanoma_fair_xai.explain.summary import beats
 from melanoma_fair_xai.fairness.report import markdown_table
 from melanoma_fair_xai.hub import card
-from melanoma_fair_xai.hub.publish import CARD_DATA_NAME
 
 PARTS = tuple(f"explanation/{name}" for name in ("facts.json", "controls.csv", "groups.csv"))
 FACTS, CONTROLS_TABLE, GROUPS_TABLE = PARTS
@@ -33,8 +32,7 @@ def take(report: Path, folder: Path) -> None:
     """
     arguments = card.read_json(report, ARGUMENTS_NAME)
     table = pd.read_parquet(card.need(report, "attributions.parquet"))
-    config = card.read_json(folder, card.config_name(card.read_json(folder, CARD_DATA_NAME)))
-    threshold = config["operating_point"]["threshold"]
+    threshold = card.read_json(folder, card.config_name(folder))["operating_point"]["threshold"]
     if set(table["threshold"]) != {threshold}:
         raise UserError(
             f"{report}: explains another model than {folder}: its threshold is {table['threshold'].iloc[0]}"
