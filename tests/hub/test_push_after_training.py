@@ -56,7 +56,15 @@ def test_a_training_whose_push_fails_is_whole_and_says_how_to_repeat_it(phantoms
     del local_hub.faults["tester/own"]
     outcome = run_hub(*command.split()[3:])
     assert outcome.code == 0, outcome.error
-    required = {"README.md", "config.json", "model.safetensors", "fairness.csv", "metrics.json", "training_args.json"}
+    required = {
+        "README.md",
+        "card_data.json",
+        "config.json",
+        "model.safetensors",
+        "fairness.csv",
+        "metrics.json",
+        "training_args.json",
+    }
     check_published(local_hub.repositories["model", "tester/own"], run, required, ("figures/",))
 
 
@@ -67,7 +75,14 @@ def test_a_training_ends_with_its_push(phantoms, tmp_path, local_hub):
     assert done.returncode == 0, done.stderr
     assert f"pushed to {local_hub.endpoint}/tester/generator, private, version v1" in done.stdout
     repository = local_hub.repositories["model", "tester/generator"]
-    required = {"README.md", "model_index.json", "pipeline_lesion.py", "metrics.json", "training_args.json"}
+    required = {
+        "README.md",
+        "card_data.json",
+        "model_index.json",
+        "pipeline_lesion.py",
+        "metrics.json",
+        "training_args.json",
+    }
     required |= {"samples/step-000004.png"}
     check_published(repository, run, required, ("unet/", "conditioner/", "scheduler/"))
     assert repository.files["conditioner/lesion_conditioner.py"].content
