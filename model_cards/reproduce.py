@@ -4,8 +4,9 @@
     python -m model_cards.reproduce --data_dir raw/ham10000 --weights mobilenetv2_100.safetensors
     python -m model_cards.reproduce --data_dir raw/ham10000 --weights mobilenetv2_100.safetensors --stages cards
 
-A stage that has left its last file is not run again, and an interrupted one goes on: give the same command again. The
-weights are those of timm's mobilenetv2_100, for means and deviations of 0.5, as safetensors.
+A stage that has left its last file is not run again. After an interruption give the same command again: trainings and
+generation go on, other stages start anew. The weights are those of timm's mobilenetv2_100, for means and deviations of
+0.5, as safetensors.
 """
 
 import argparse
@@ -69,7 +70,7 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
     """All stages but the cards, which are made each time."""
     source = ["--data_dir", data_dir]
     real = ["--dataset_name", "ham10000", *source]
-    resume = "--resume_from_checkpoint latest".split()
+    resume, anew = "--resume_from_checkpoint latest".split(), "--overwrite_output_dir"
     pretrained = ["--pretrained_weights", weights, *"--model_name_or_path mobilenetv2_100".split()]
     pretrained += "--image_mean 0.5 0.5 0.5 --image_std 0.5 0.5 0.5 --learning_rate 3e-4".split()
     pretrained += "--min_crop_area 0.8 --color_jitter 0.1".split()
@@ -87,7 +88,7 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
         return stage(name, hours, folder, "metadata.csv", "generate.py", *flags)
 
     return [
-        stage("data", 0.1, "data/ham10000", "README.md", "-m dataset_scripts.ham10000", *source),
+        stage("data", 0.1, "data/ham10000", "README.md", "-m dataset_scripts.ham10000", *source, anew),
         classifier("mobilenetv2", 1.6, pretrained, "--image_size 128 --num_train_epochs 4 --cross_validation 5"),
         classifier(
             "mobilenetv2-nevus",
@@ -101,7 +102,7 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
         stage(
             *("explained", 0.2, EXPLAINED, "report.html", "explain.py"),
             *("--model_name_or_path", f"{CLASSIFIER}/fold-0", *real, "--split", "test", "--max_samples", "304"),
-            *"--trap ruler dark_corner erase_lesion --eval_batch_size 16".split(),
+            *(*"--trap ruler dark_corner erase_lesion --eval_batch_size 16".split(), anew),
         ),
         stage(
             *("generator", 2.0, GENERATOR, "README.md", "train_diffusion.py", *real, *resume),
@@ -120,7 +121,7 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
         stage(
             *("heatmaps", 0.1, HEATMAPS, "report.html", "explain.py", "--model_name_or_path", f"{CLASSIFIER}/fold-0"),
             *("--dataset_name", SITES, "--split", "train", "--label_column_name", "diagnosis"),
-            *"--positive_labels mel --target melanoma --gallery 3 --eval_batch_size 16".split(),
+            *(*"--positive_labels mel --target melanoma --gallery 3 --eval_batch_size 16".split(), anew),
         ),
         stage(
             *("synthetic", 0.6, STUDY, "comparison.csv", "-m benchmarks.synthetic", "--synthetic_dir", IMAGES),
@@ -174,17 +175,17 @@ def write_cards() -> None:
         shutil.rmtree(CARDS / name, ignore_errors=True)
         card = ["-m", "melanoma_fair_xai.hub", "card", str(folder), *taken, "--output", str(CARDS / name)]
         run(f"card of {name}", card)
-    (CARDS / "ham10000").mkdir(exist_ok=True)
-    for made, shown in (
-        ("data/ham10000/README.md", "ham10000/README.md"),
-        (f"{STUDY}/comparison.csv", "synthetic.csv"),
-        (f"{HEATMAPS}/figures/gallery.png", "heatmaps.jpg"),
-    ):
-        if Path(made).is_file():
-            take_figure(Path(made), CARDS / shown) if shown.endswith(".jpg") else shutil.copyfile(made, CARDS / shown)
     if Path(SITES, "metadata.csv").is_file():
         draw_sites(Path(SITES), Path(SITES, "sheet.png"))
-        take_figure(Path(SITES, "sheet.png"), CARDS / "generated_by_site.jpg")
+    for made, shown, copy in (
+        ("data/ham10000/README.md", "ham10000/README.md", shutil.copyfile),
+        (f"{STUDY}/comparison.csv", "synthetic.csv", shutil.copyfile),
+        (f"{SITES}/sheet.png", "generated_by_site.jpg", take_figure),
+        (f"{HEATMAPS}/figures/gallery.png", "heatmaps.jpg", take_figure),
+    ):
+        if Path(made).is_file():
+            (CARDS / shown).parent.mkdir(exist_ok=True)
+            copy(Path(made), CARDS / shown)
     update_readme()
 
 

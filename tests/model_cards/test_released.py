@@ -7,6 +7,7 @@ import pytest
 
 import model_cards
 from dataset_scripts.common import run_command
+from melanoma_fair_xai.hub.classifier_card import metric_rows
 from model_cards import reproduce, results
 
 CARDS = Path(model_cards.__file__).parent
@@ -36,6 +37,19 @@ def test_the_tables_are_those_of_the_data_beside_the_cards(tmp_path):
     copy.write_text((CARDS / "README.md").read_text())
     results.update_readme(copy)
     assert copy.read_text() == (CARDS / "README.md").read_text(), "python -m model_cards.results"
+
+
+def test_the_front_page_says_what_the_card_says():
+    page = (CARDS.parent / "README.md").read_text()
+    rows = {(row.group_column, row.group, row.metric): row for row in metric_rows(CARDS / "ham10000-mobilenetv2")}
+    groups = {"everybody in HAM10000": ("all", "all"), "women": ("sex", "female"), "men": ("sex", "male")}
+    bands = {"under 40 years": "under 40", "40 to 59": "40-59", "60 and over": "60 and over"}
+    groups |= {words: ("age_band", band) for words, band in bands.items()}
+    for words, (column, group) in groups.items():
+        found = [rows[column, group, metric] for metric in ("roc_auc", "sensitivity", "specificity")]
+        cells = [f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]".replace("0.", ".") for row in found]
+        line = f"| {words} | {found[0].n:,} | {found[0].melanomas:,} | {' | '.join(cells)} |"
+        assert line in page.replace("**", "")
 
 
 def test_what_was_not_run_is_said_to_be(monkeypatch, tmp_path):
