@@ -75,7 +75,8 @@ def test_group_dro_turns_to_the_cell_that_is_hard(accelerator):
 
 
 TWO_PROCESSES = """
-import sys
+import json, sys
+from pathlib import Path
 import numpy as np, torch
 from accelerate import Accelerator
 from melanoma_fair_xai.classifier.mitigation import GroupLoss
@@ -93,24 +94,21 @@ for _ in range(3):
     model.zero_grad()
     accelerator.backward(group_loss(model(inputs[share, None])[:, 0] ** 2, share))
 gradient = torch.cat([parameter.grad.flatten() for parameter in model.parameters()])
-accelerator.wait_for_everyone()
-print(accelerator.process_index, gradient.tolist(), group_loss.q.tolist(), flush=True)
+# A file each: lines of two processes can run into one another.
+file = Path(sys.argv[1], f"{accelerator.num_processes}-{accelerator.process_index}.json")
+file.write_text(json.dumps([gradient.tolist(), group_loss.q.tolist()]))
 """
 
 
 def test_two_processes_have_the_gradient_and_the_weights_of_one(tmp_path):
     (tmp_path / "toy.py").write_text(TWO_PROCESSES)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", tmp_path / "toy.py"]
-    outputs = [
-        subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=REPOSITORY, timeout=200)
-        for words in ([tmp_path / "toy.py"], launcher)
-    ]
-    lines = [line.split(maxsplit=1)[1] for output in outputs for line in output.stdout.splitlines()]
-    assert len(lines) == 3, outputs[1].stderr
-    numbers = [np.array([json.loads(part + "]") for part in line.split("]")[:2]][i]) for line in lines for i in (0, 1)]
-    for gradient, q in (numbers[2:4], numbers[4:6]):
-        np.testing.assert_allclose(gradient, numbers[0], rtol=1e-5)
-        np.testing.assert_allclose(q, numbers[1], rtol=1e-6)
+    for launcher in ([], ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]):
+        command = [sys.executable, *launcher, tmp_path / "toy.py", tmp_path]
+        subprocess.run(command, check=True, cwd=REPOSITORY, timeout=200)
+    one, *two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("1-0", "2-0", "2-1"))
+    for gradient, q in two:
+        np.testing.assert_allclose(gradient, one[0], rtol=1e-5)
+        np.testing.assert_allclose(q, one[1], rtol=1e-6)
 
 
 # --- in the training script ------------------------------------------------------------------------------------------
