@@ -73,8 +73,9 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
     resume, anew = "--resume_from_checkpoint latest".split(), "--overwrite_output_dir"
     pretrained = ["--pretrained_weights", weights, *"--model_name_or_path mobilenetv2_100".split()]
     pretrained += "--image_mean 0.5 0.5 0.5 --image_std 0.5 0.5 0.5 --learning_rate 3e-4".split()
-    pretrained += "--min_crop_area 0.8 --color_jitter 0.1".split()
-    scratch = "--no_pretrained --image_size 128 --num_train_epochs 12 --model_name_or_path".split()
+    weak = "--min_crop_area 0.8 --color_jitter 0.1".split()
+    pretrained += weak
+    scratch = [*weak, *"--no_pretrained --image_size 64 --num_train_epochs 10 --model_name_or_path".split()]
 
     def stage(name: str, hours: float, folder: str, leaves: str, script: str, *flags: str) -> Stage:
         return Stage(name, hours, f"{folder}/{leaves}", [*script.split(), *flags, "--output_dir", folder])
@@ -96,9 +97,9 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
             pretrained,
             "--image_size 128 --num_train_epochs 6 --target melanoma_vs_nevus --confirmed_by_histology",
         ),
-        classifier("resnet18", 4.5, scratch, "resnet18 --cross_validation 5"),
-        classifier("resnet34", 1.6, scratch, "resnet34"),
-        classifier("resnet50", 2.0, scratch, "resnet50"),
+        classifier("resnet18", 1.7, scratch, "resnet18 --cross_validation 5"),
+        classifier("resnet34", 0.7, scratch, "resnet34"),
+        classifier("resnet50", 0.9, scratch, "resnet50"),
         stage(
             *("explained", 0.2, EXPLAINED, "report.html", "explain.py"),
             *("--model_name_or_path", f"{CLASSIFIER}/fold-0", *real, "--split", "test", "--max_samples", "304"),
