@@ -31,6 +31,9 @@ CARDS = Path(__file__).parent
 CLASSIFIER, GENERATOR = "runs/ham10000-mobilenetv2", "runs/ham10000-generator"
 EXPLAINED, HEATMAPS, QUALITY = f"{CLASSIFIER}-explained", f"{CLASSIFIER}-heatmaps", f"{GENERATOR}-quality"
 IMAGES, SITES, STUDY = f"{GENERATOR}-images", f"{GENERATOR}-sites", "runs/ham10000-synthetic"
+# Phantoms whose lesions fade on dark skin, which is scarce among them; and a generator's even mix of skin types.
+FADED, FADED_GENERATOR, EVEN = "data/faded-phantoms", "runs/faded-generator", "runs/faded-generator-even"
+FADED_STUDY = "runs/faded-synthetic"
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
     pretrained += "--image_mean 0.5 0.5 0.5 --image_std 0.5 0.5 0.5 --learning_rate 3e-4".split()
     weak = "--min_crop_area 0.8 --color_jitter 0.1".split()
     pretrained += weak
-    scratch = [*weak, *"--no_pretrained --image_size 64 --num_train_epochs 10 --model_name_or_path".split()]
+    scratch = [*weak, *"--no_pretrained --image_size 64 --num_train_epochs 8 --model_name_or_path".split()]
 
     def stage(name: str, hours: float, folder: str, leaves: str, script: str, *flags: str) -> Stage:
         return Stage(name, hours, f"{folder}/{leaves}", [*script.split(), *flags, "--output_dir", folder])
@@ -98,8 +101,8 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
             "--image_size 128 --num_train_epochs 6 --target melanoma_vs_nevus --confirmed_by_histology",
         ),
         classifier("resnet18", 1.7, scratch, "resnet18 --cross_validation 5"),
-        classifier("resnet34", 0.7, scratch, "resnet34"),
-        classifier("resnet50", 0.9, scratch, "resnet50"),
+        classifier("resnet34", 0.6, scratch, "resnet34"),
+        classifier("resnet50", 0.8, scratch, "resnet50"),
         stage(
             *("explained", 0.2, EXPLAINED, "report.html", "explain.py"),
             *("--model_name_or_path", f"{CLASSIFIER}/fold-0", *real, "--split", "test", "--max_samples", "304"),
@@ -128,6 +131,25 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
             *("synthetic", 0.6, STUDY, "comparison.csv", "-m benchmarks.synthetic", "--synthetic_dir", IMAGES),
             *(*real, *pretrained, *"--image_size 64 --max_train_samples 1000 --max_train_steps 150".split()),
             *"--lr_warmup_steps 20 --group_by sex age_band".split(),
+        ),
+        stage(
+            *("faded-phantoms", 0.1, FADED, "README.md", "-m dataset_scripts.phantom", "--tone_bias", "0.8"),
+            *("--skin_type_proportions", *"0.24 0.24 0.2 0.16 0.09 0.07".split(), "--melanoma_share", "0.5"),
+            *("--num_images", "5000", "--images_per_lesion", "1", "--image_size", "32", anew),
+        ),
+        stage(
+            *("faded-generator", 0.4, FADED_GENERATOR, "README.md", "train_diffusion.py", "--dataset_name", FADED),
+            *("--preset", "32-tiny", *resume),
+        ),
+        stage(
+            *("faded-images", 0.1, EVEN, "metadata.csv", "generate.py", "--model_name_or_path", FADED_GENERATOR),
+            *("--like", FADED, "--balance", "melanoma,fitzpatrick", "--num_images", "3000"),
+            *"--guidance_scale 1 --batch_size 32".split(),
+        ),
+        stage(
+            *("faded-synthetic", 0.4, FADED_STUDY, "comparison.csv", "-m benchmarks.synthetic", "--synthetic_dir", EVEN),
+            *("--dataset_name", FADED, *"--model_name_or_path resnet10t --no_pretrained --image_size 32".split()),
+            *(*weak, *"--max_train_steps 600 --group_by fitzpatrick_group".split()),
         ),
     ]
 
