@@ -147,8 +147,9 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
             *"--guidance_scale 1 --batch_size 32".split(),
         ),
         stage(
-            *("faded-synthetic", 0.4, FADED_STUDY, "comparison.csv", "-m benchmarks.synthetic", "--synthetic_dir", EVEN),
-            *("--dataset_name", FADED, *"--model_name_or_path resnet10t --no_pretrained --image_size 32".split()),
+            *("faded-synthetic", 0.4, FADED_STUDY, "comparison.csv", "-m benchmarks.synthetic"),
+            *("--synthetic_dir", EVEN, "--dataset_name", FADED),
+            *"--model_name_or_path resnet10t --no_pretrained --image_size 32".split(),
             *(*weak, *"--max_train_steps 600 --group_by fitzpatrick_group".split()),
         ),
     ]
