@@ -34,6 +34,7 @@ IMAGES, SITES, STUDY = f"{GENERATOR}-images", f"{GENERATOR}-sites", "runs/ham100
 # Phantoms whose lesions fade on dark skin, which is scarce among them; and a generator's even mix of skin types.
 FADED, FADED_GENERATOR, EVEN = "data/faded-phantoms", "runs/faded-generator", "runs/faded-generator-even"
 FADED_STUDY = "runs/faded-synthetic"
+BACKBONES, DEPTHS, LIFT = "runs/ham10000-backbones", "runs/ham10000-depths", "runs/ham10000-lift"
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,18 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
         classifier("resnet18", 1.7, scratch, "resnet18 --cross_validation 5"),
         classifier("resnet34", 0.6, scratch, "resnet34"),
         classifier("resnet50", 0.8, scratch, "resnet50"),
+        stage(
+            *("backbones", 0.1, BACKBONES, "comparison.csv", "-m melanoma_fair_xai.fairness compare", CLASSIFIER),
+            *"runs/ham10000-resnet18 --group_by sex age_band".split(),
+        ),
+        stage(
+            *("depths", 0.1, DEPTHS, "comparison.csv", "-m melanoma_fair_xai.fairness compare"),
+            *"runs/ham10000-resnet18/fold-0 runs/ham10000-resnet34 runs/ham10000-resnet50 --group_by sex".split(),
+        ),
+        stage(
+            *("lift", 1.0, LIFT, "test/comparison.csv", "-m benchmarks.lift", f"{CLASSIFIER}/fold-0"),
+            *"--group_by age_band".split(),
+        ),
         stage(
             *("explained", 0.2, EXPLAINED, "report.html", "explain.py"),
             *("--model_name_or_path", f"{CLASSIFIER}/fold-0", *real, "--split", "test", "--max_samples", "304"),
@@ -203,7 +216,12 @@ def write_cards() -> None:
         draw_sites(Path(SITES), Path(SITES, "sheet.png"))
     for made, shown, copy in (
         ("data/ham10000/README.md", "ham10000/README.md", shutil.copyfile),
-        (f"{STUDY}/comparison.csv", "synthetic.csv", shutil.copyfile),
+        (f"{BACKBONES}/comparison.csv", "comparisons/backbones.csv", shutil.copyfile),
+        (f"{DEPTHS}/comparison.csv", "comparisons/depths.csv", shutil.copyfile),
+        (f"{LIFT}/validation/comparison.csv", "comparisons/lift-validation.csv", shutil.copyfile),
+        (f"{LIFT}/test/comparison.csv", "comparisons/lift-test.csv", shutil.copyfile),
+        (f"{STUDY}/comparison.csv", "comparisons/synthetic.csv", shutil.copyfile),
+        (f"{FADED_STUDY}/comparison.csv", "comparisons/faded.csv", shutil.copyfile),
         (f"{SITES}/sheet.png", "generated_by_site.jpg", take_figure),
         (f"{HEATMAPS}/figures/gallery.png", "heatmaps.jpg", take_figure),
     ):

@@ -1,19 +1,23 @@
-"""The tables of released results in this folder's README.md, made of the data beside the cards and of nothing else.
+"""The tables of released results in this folder's README.md, made of the data beside them and of nothing else.
 
 python -m model_cards.results
 """
 
-import json
+import math
+import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from dataset_scripts.common import run_command
+from dataset_scripts.common import UNKNOWN, run_command
 from melanoma_fair_xai.engine.files import atomic_path
-from melanoma_fair_xai.fairness.report import TITLES, markdown_table
-from melanoma_fair_xai.hub.card import read_table
+from melanoma_fair_xai.fairness.report import NOT_ESTIMABLE, OVERALL, TITLES, markdown_table
+from melanoma_fair_xai.hub.card import read_json, read_table
 from melanoma_fair_xai.hub.classifier_card import metric_rows, with_interval
 
 CARDS = Path(__file__).parent
-BEGIN, END = "<!-- results: python -m model_cards.results -->\n", "<!-- end of results -->"
+MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 CLASSIFIERS = {
     "ham10000-mobilenetv2": "MobileNetV2, from ImageNet",
     "ham10000-mobilenetv2-nevus": "MobileNetV2, from ImageNet",
@@ -22,9 +26,10 @@ CLASSIFIERS = {
     "ham10000-resnet50": "ResNet-50, from scratch",
 }
 GENERATORS = {"ham10000-generator": "UNet2DModel, from scratch"}
-METRICS = ("roc_auc", "sensitivity", "specificity", "balanced_accuracy")
+METRICS = ("roc_auc", "sensitivity", "specificity", "balanced_accuracy", "calibration_slope")
+IN_GROUPS = ("roc_auc", "sensitivity", "specificity", "calibration_slope")
 QUALITY = ("kid", "precision", "recall", "coverage")
-NOT_RUN = "not run"
+NOT_RUN, COMPARISONS = "not run", "comparisons"
 
 
 def main() -> None:
@@ -32,19 +37,10 @@ def main() -> None:
 
 
 def update_readme(readme: Path = CARDS / "README.md") -> None:
-    """Put the tables between the marks in README.md."""
-    before, _, rest = readme.read_text(encoding="utf-8").partition(BEGIN)
-    _, _, after = rest.partition(END)
+    """Put the tables between their marks in README.md."""
+    text = MARKED.sub(lambda mark: f"{mark[1]}{TABLES[mark[2]]()}\n{mark[3]}", readme.read_text(encoding="utf-8"))
     with atomic_path(readme) as path:
-        path.write_text(before + BEGIN + results() + END + after, encoding="utf-8")
-
-
-def results() -> str:
-    """All tables as Markdown."""
-    parts = [classifier_table(), generator_table()]
-    if (CARDS / "synthetic.csv").is_file():
-        parts.append(synthetic_table())
-    return "\n".join(part.rstrip() + "\n" for part in parts)
+        path.write_text(text, encoding="utf-8")
 
 
 def classifier_table() -> str:
@@ -56,7 +52,7 @@ def _classifier(name: str, title: str) -> list[str]:
     folder = CARDS / name
     if not (folder / "README.md").is_file():
         return [title, NOT_RUN, *[""] * (len(METRICS) + 4)]
-    facts = json.loads((folder / "card_data.json").read_text(encoding="utf-8"))
+    facts = read_json(folder, "card_data.json")
     rows = {row.metric: row for row in metric_rows(folder) if row.group_column == "all"}
     settings, first = facts["settings"], rows[METRICS[0]]
     target = settings["target"].replace("_", " ") + (", confirmed" if settings["confirmed_by_histology"] else "")
@@ -64,6 +60,25 @@ def _classifier(name: str, title: str) -> list[str]:
     counts = [f"{settings['image_size']} px", f"{first.n:,}", f"{first.melanomas:,}"]
     values = [with_interval(rows[metric]) for metric in METRICS]
     return [f"[{title}]({name}/README.md)", tested, *counts, *values, _commit(facts)]
+
+
+def group_table() -> str:
+    """The classifiers that were tested on all images, group by group."""
+    header = ["group", "melanomas", "classifier", *(TITLES[metric] for metric in IN_GROUPS)]
+    found: dict[tuple[str, str], list[list[str]]] = {}
+    for name, title in CLASSIFIERS.items():
+        folder = CARDS / name
+        if not (folder / "README.md").is_file() or not read_json(folder, "card_data.json")["folds"]:
+            continue
+        groups: dict[tuple[str, str], dict[str, Any]] = {}
+        for row in metric_rows(folder):
+            groups.setdefault((row.group_column, row.group), {})[row.metric] = row
+        for (column, group), rows in groups.items():
+            if column != OVERALL and group != UNKNOWN and "*" not in column:
+                cells = [with_interval(rows[metric]) for metric in IN_GROUPS]
+                line = [f"{column} {group}", f"{rows['roc_auc'].melanomas:,}", title.partition(",")[0], *cells]
+                found.setdefault((column, group), []).append(line)
+    return _table(header, [line for lines in found.values() for line in lines])
 
 
 def generator_table() -> str:
@@ -75,7 +90,7 @@ def generator_table() -> str:
         if not (folder / "quality").is_dir():
             lines.append([title, NOT_RUN, *[""] * (len(header) - 2)])
             continue
-        facts = json.loads((folder / "card_data.json").read_text(encoding="utf-8"))
+        facts = read_json(folder, "card_data.json")
         table = read_table(folder, "quality/quality.csv")
         whole = table[table["scope"] == "all"].set_index("metric")
         cells = [f"{whole.loc[metric, 'value']:.3f} ({whole.loc[metric, 'floor']:.3f})" for metric in QUALITY]
@@ -87,28 +102,85 @@ def generator_table() -> str:
     return markdown_table(header, lines)
 
 
-def synthetic_table() -> str:
-    """What generated training images change, paired with real images alone, overall and by group."""
-    table = read_table(CARDS, "synthetic.csv")
-    table = table[(table["kind"] == "difference") & table["estimable"] & table["metric"].isin(METRICS[:3])]
+def comparison_table(name: str, baseline: str) -> str:
+    """Paired differences from a baseline by model and group, and the baseline's own ROC AUC."""
+    header = ["", "group", f"ROC AUC of {baseline}", *(f"{TITLES[metric]}, difference" for metric in METRICS[:3])]
+    lines = []
+    for (model, column, group), cells in _differences(name).items():
+        auc = cells["roc_auc"]
+        if group != UNKNOWN:
+            own = f"{auc.baseline_value:.3f}" if auc.estimable else NOT_ESTIMABLE
+            shown = "all images" if column == OVERALL else f"{column} {group}"
+            lines.append([model, shown, own, *(_difference(cells[metric]) for metric in METRICS[:3])])
+    return _table(header, lines)
+
+
+def lift_table() -> str:
+    """What each change does to all images: of validation, by which it may be picked, and of test."""
+    header = ["change", "ROC AUC on validation", *(f"{TITLES[metric]} on test" for metric in METRICS[:3])]
+    validation, test = _differences("lift-validation"), _differences("lift-test")
     lines = [
-        [
-            row["model"],
-            "all images" if row["group_column"] == "all" else f"{row['group_column']} {row['group']}",
-            TITLES[row["metric"]],
-            f"{row['baseline_value']:.3f}",
-            f"{row['model_value']:.3f}",
-            f"{row['value']:+.3f} [{row['low']:.3f}, {row['high']:.3f}]",
-        ]
-        for _, row in table.iterrows()
+        [key[0], _difference(validation[key]["roc_auc"]), *(_difference(cells[metric]) for metric in METRICS[:3])]
+        for key, cells in test.items()
+        if key[1] == OVERALL
     ]
-    header = ["training", "group", "metric", "real images alone", "this training", "difference"]
-    return markdown_table(header, lines)
+    return _table(header, lines)
+
+
+def gap_table(name: str, baseline: str) -> str:
+    """What becomes of the gaps in ROC AUC between a group and the reference."""
+    header = ["", "gap in ROC AUC", baseline, "this training", "change"]
+    lines = [
+        [row.model, f"{row.group} minus {row.reference}", f"{row.baseline_gap:+.3f}", f"{row.model_gap:+.3f}"]
+        + [_difference(row)]
+        for row in _rows(name, "gap")
+        if row.metric == "roc_auc"
+    ]
+    return _table(header, lines)
+
+
+def _table(header: list[str], lines: list[list[str]]) -> str:
+    return markdown_table(header, lines or [[NOT_RUN, *[""] * (len(header) - 1)]])
+
+
+def _differences(name: str) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """Rows of comparisons/NAME.csv by metric, by (model, column, group)."""
+    cells: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in _rows(name, "difference"):
+        cells.setdefault((row.model, row.group_column, row.group), {})[row.metric] = row
+    return cells
+
+
+def _rows(name: str, kind: str) -> list[Any]:
+    """Rows of a kind of comparisons/NAME.csv; none if it is not there."""
+    if not (CARDS / COMPARISONS / f"{name}.csv").is_file():
+        return []
+    table = read_table(CARDS / COMPARISONS, f"{name}.csv")
+    return list(table[table["kind"] == kind].itertuples())
+
+
+def _difference(row: Any) -> str:
+    if not row.estimable or math.isnan(row.value):
+        return NOT_ESTIMABLE
+    return f"{row.value:+.3f} [{row.low:.3f}, {row.high:.3f}]"
 
 
 def _commit(facts: dict) -> str:
     commit = facts["commit"] or "unknown"
     return commit[:7] + (" with changes" if " " in commit else "")
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "classifiers": classifier_table,
+    "groups": group_table,
+    "backbones": partial(comparison_table, "backbones", "MobileNetV2"),
+    "depths": partial(comparison_table, "depths", "ResNet-18"),
+    "lift": lift_table,
+    "generators": generator_table,
+    "synthetic": partial(comparison_table, "synthetic", "real alone"),
+    "faded": partial(comparison_table, "faded", "drawn alone"),
+    "faded-gaps": partial(gap_table, "faded", "drawn alone"),
+}
 
 
 if __name__ == "__main__":

@@ -3,14 +3,18 @@
 import sys
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import model_cards
 from dataset_scripts.common import run_command
+from melanoma_fair_xai.fairness import compare
 from melanoma_fair_xai.hub.classifier_card import metric_rows
 from model_cards import reproduce, results
 
 CARDS = Path(model_cards.__file__).parent
+NOISES = (("first", 1.0), ("second", 2.0))
 
 
 def launch(monkeypatch, *arguments: object) -> int:
@@ -54,8 +58,28 @@ def test_the_front_page_says_what_the_card_says():
 
 def test_what_was_not_run_is_said_to_be(monkeypatch, tmp_path):
     monkeypatch.setattr(results, "CARDS", tmp_path)
-    lines = results.results().splitlines()
-    assert sum("not run" in line for line in lines) == len(results.CLASSIFIERS) + len(results.GENERATORS)
+    for make in results.TABLES.values():
+        assert all("not run" in line for line in make().splitlines()[2:])
+
+
+def test_differences_and_gaps_are_those_of_the_comparison(monkeypatch, tmp_path):
+    rng = np.random.default_rng(0)
+    label = rng.integers(0, 2, 400)
+    table = pd.DataFrame({"image_id": range(400), "label": label, "sex": rng.choice(["female", "male", None], 400)})
+    table = table.assign(lesion_id=table["image_id"], fold=0, threshold=0.5)
+    tables = {name: table.assign(score=1 / (1 + np.exp(-noise * rng.normal(label, 1)))) for name, noise in NOISES}
+    comparison = compare(tables, ["sex"])
+    comparison.write(tmp_path / "comparisons")
+    (tmp_path / "comparisons" / "comparison.csv").rename(tmp_path / "comparisons" / "faded.csv")
+    monkeypatch.setattr(results, "CARDS", tmp_path)
+    lines = results.comparison_table("faded", "first").splitlines()
+    assert [line.split(" | ")[:2] for line in lines[2:]] == [
+        ["| second", group] for group in ("all images", "sex female", "sex male")
+    ]
+    found = comparison.differences[0]
+    assert f"| {found.baseline_value:.3f} | {found.value:+.3f} [{found.low:.3f}, {found.high:.3f}]" in lines[2]
+    gap = comparison.gaps[0]
+    assert f"male minus female | {gap.baseline_gap:+.3f} | {gap.model_gap:+.3f} |" in results.gap_table("faded", "")
 
 
 def test_a_dry_run_prints_the_plan_with_its_hours_and_does_nothing(weights, monkeypatch, capsys, tmp_path):
