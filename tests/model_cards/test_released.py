@@ -12,6 +12,7 @@ from dataset_scripts.common import run_command
 from melanoma_fair_xai.fairness import compare
 from melanoma_fair_xai.hub.classifier_card import metric_rows
 from model_cards import reproduce, results
+from model_cards.fitzpatrick17k import annotations_card
 
 CARDS = Path(model_cards.__file__).parent
 NOISES = (("first", 1.0), ("second", 2.0))
@@ -80,6 +81,15 @@ def test_differences_and_gaps_are_those_of_the_comparison(monkeypatch, tmp_path)
     assert f"| {found.baseline_value:.3f} | {found.value:+.3f} [{found.low:.3f}, {found.high:.3f}]" in lines[2]
     gap = comparison.gaps[0]
     assert f"male minus female | {gap.baseline_gap:+.3f} | {gap.model_gap:+.3f} |" in results.gap_table("faded", "")
+
+
+def test_the_card_of_annotations_counts_what_is_usable():
+    rows = [("melanoma", "melanoma", "VI", "malignant", "")] * 3 + [("acne", "benign", "VI", "non-neoplastic", "")] * 2
+    rows += [("dysplastic nevus", "benign", "I", "benign", ""), ("melanoma", "", "I", "malignant", "qc: wrong")]
+    names = ["diagnosis", "melanoma", "fitzpatrick", "three_partition_label", "excluded"]
+    card = annotations_card(pd.DataFrame(rows, columns=names).assign(source="dermaamin"))
+    assert "| I | 1 | 1 | 0 | 0 |\n| VI | 5 | 3 | 3 | 3 |\n" in card and "qc: wrong (1)" in card
+    assert "have 3 of the 3 melanomas" in card and "| 4 | 3 |\n" in card and "| 6 | 3 |\n" in card
 
 
 def test_a_dry_run_prints_the_plan_with_its_hours_and_does_nothing(weights, monkeypatch, capsys, tmp_path):
