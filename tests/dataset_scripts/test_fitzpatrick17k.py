@@ -1,171 +1,37 @@
-"""Fitzpatrick17k from small raw folders of drawn images, and the counts of the real annotations."""
+"""Fitzpatrick17k from small raw folders of drawn images: records, coverage, duplicates, the command."""
 
-import hashlib
-import http.server
 import io
 import os
-import re
 import subprocess
 import sys
-import threading
 import zipfile
 from pathlib import Path
 
 import datasets
-import numpy as np
 import pandas as pd
 import PIL.Image
 import PIL.ImageFilter
 import pytest
+from fitzpatrick17k_raw import (
+    ATLAS,
+    HEADER,
+    MELANOMA,
+    NEVUS,
+    SKIN_TYPE,
+    as_jpeg,
+    column,
+    md5_of,
+    photograph,
+    prepare,
+    skipped,
+)
 
-from dataset_scripts import fitzpatrick17k, fitzpatrick17k_images
+from dataset_scripts import fitzpatrick17k
 from dataset_scripts.common import UserError, run_command
 from dataset_scripts.fitzpatrick17k import (
-    CONFIGURATIONS,
-    DIAGNOSES,
     Fitzpatrick17k,
-    annotations_table,
     coverage_by,
-    download_images,
-    read_annotations,
 )
-from dataset_scripts.fitzpatrick17k_annotations import source_of
-
-SKIN_TYPE = {"1": "I", "2": "II", "3": "III", "4": "IV", "5": "V", "6": "VI", "-1": "unknown"}
-HEADER = "md5hash,fitzpatrick_scale,fitzpatrick_centaur,label,nine_partition_label,three_partition_label,qc,url"
-MELANOMA = ("melanoma", "malignant melanoma", "malignant")
-NEVUS = ("halo nevus", "benign melanocyte", "benign")
-CARCINOMA = ("basal cell carcinoma", "malignant epidermal", "malignant")
-ACNE = ("acne", "inflammatory", "non-neoplastic")
-ATLAS = "https://www.dermaamin.com/site/images/clinical-pic"
-
-
-def photograph(seed: int) -> PIL.Image.Image:
-    pixels = np.random.default_rng(seed).uniform(0, 255, (12, 16, 3)).astype(np.uint8)
-    return PIL.Image.fromarray(pixels).resize((200, 150), PIL.Image.Resampling.BICUBIC)
-
-
-def as_jpeg(image: PIL.Image.Image, quality: int = 90) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue()
-
-
-def md5_of(content: bytes) -> str:
-    return hashlib.md5(content).hexdigest()
-
-
-class Raw:
-    """A raw folder: annotation rows, and image files named by their MD5."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.rows, self.contents = folder, [], {}
-        (folder / "images").mkdir(parents=True)
-
-    def add(self, content: bytes, labels=NEVUS, scale="2", qc="", url=f"{ATLAS}/x/1.jpg", write=True) -> str:
-        name = md5_of(content)
-        self.contents[name] = content
-        self.rows.append([name, scale, scale, *labels, qc, url])
-        if write:
-            (self.folder / "images" / f"{name}.jpg").write_bytes(content)
-        return name
-
-    def path(self, name: str) -> Path:
-        return self.folder / "images" / f"{name}.jpg"
-
-    def annotate(self) -> "Raw":
-        lines = [HEADER, *(",".join(row) for row in self.rows)]
-        (self.folder / "fitzpatrick17k.csv").write_text("\n".join(lines) + "\n")
-        return self
-
-
-@pytest.fixture
-def raw(tmp_path) -> Raw:
-    """30 melanomas and nevi, 6 carcinomas and 6 of acne, all there, over all skin types and both atlases."""
-    raw = Raw(tmp_path / "raw")
-    labels = [MELANOMA] * 15 + [NEVUS] * 15 + [CARCINOMA] * 6 + [ACNE] * 6
-    for seed, label in enumerate(labels):
-        scale = ["1", "2", "3", "4", "5", "6", "-1"][seed % 7]
-        url = f"{ATLAS}/{seed}.jpg" if seed % 3 else f"http://atlasdermatologico.com.br/img?imageId={seed}"
-        raw.add(as_jpeg(photograph(seed)), label, scale, url=url)
-    return raw.annotate()
-
-
-def prepare(raw: Raw, name: str = "all", **options) -> tuple[datasets.DatasetDict, Fitzpatrick17k]:
-    builder = Fitzpatrick17k(name, data_dir=str(raw.folder), cache_dir=str(raw.folder.parent / "cache"), **options)
-    builder.download_and_prepare()
-    return builder.as_dataset(), builder
-
-
-def column(prepared: datasets.DatasetDict, name: str) -> dict:
-    """{image_id: value} over all splits."""
-    return {
-        image_id: value
-        for split in prepared.values()
-        for image_id, value in zip(split["image_id"], split[name], strict=True)
-    }
-
-
-def skipped(builder: Fitzpatrick17k) -> dict:
-    table = pd.read_csv(os.path.join(builder.cache_dir, "skipped.csv"), keep_default_na=False)
-    return dict(zip(table["image_id"], table["reason"], strict=True))
-
-
-# --- the real annotations --------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def published(real_data) -> pd.DataFrame:
-    path = real_data / "fitzpatrick17k" / "fitzpatrick17k.csv"
-    if not path.is_file():
-        pytest.skip(f"needs {path}")
-    return read_annotations(str(path))
-
-
-def test_published_counts(published):
-    assert len(published) == 16577
-    assert sorted(set(published["diagnosis"])) == DIAGNOSES and len(DIAGNOSES) == 114
-    counts = {"I": 2947, "II": 4808, "III": 3308, "IV": 2781, "V": 1533, "VI": 635, "unknown": 565}
-    assert published["fitzpatrick"].value_counts().to_dict() == counts
-    assert published["source"].value_counts().to_dict() == {
-        "dermaamin": 12631,
-        "atlasdermatologico": 3905,
-        "unknown": 41,
-    }
-
-
-def test_published_melanomas_less_the_wrong_ones(published):
-    assert (published["nine_partition_label"] == "malignant melanoma").sum() == 573
-    assert published["melanoma"].value_counts().to_dict() == {"benign": 15987, "melanoma": 565, "": 25}
-    reasons = published["excluded"].value_counts().to_dict()
-    assert reasons.pop("") == 16552
-    assert sorted(reasons.values()) == [8, 17]
-    assert ((published["excluded"] == "") == (published["melanoma"] != "")).all()
-
-
-def test_published_configurations(published):
-    rows = {name: published[chosen(published)] for name, (_, chosen) in CONFIGURATIONS.items()}
-    assert {name: len(part) for name, part in rows.items()} == {"original": 975, "neoplastic": 4497, "all": 16577}
-    assert {name: (part["excluded"] == "").sum() for name, part in rows.items()} == {
-        "original": 966,
-        "neoplastic": 4484,
-        "all": 16552,
-    }
-    for name, part in rows.items():
-        numbers = [
-            int(number.replace(",", "")) for number in re.findall(r"[\d,]+(?= annotated)", CONFIGURATIONS[name][0])
-        ]
-        assert numbers == [len(part)], "the description states what is there"
-
-
-def test_the_publishable_table_has_no_image(published):
-    manifest = pd.DataFrame({"image_id": [published["image_id"][5]], "lesion_id": ["x"], "split": ["test"]})
-    table = annotations_table(published, manifest)
-    assert len(table) == 16577 and "image" not in table.columns
-    assert table["split"].value_counts().to_dict() == {"": 16576, "test": 1}
-    assert table.loc[5, ["lesion_id", "split"]].to_list() == ["x", "test"]
-    assert table.map(lambda cell: isinstance(cell, str)).all(axis=None)
-
 
 # --- the builder -----------------------------------------------------------------------------------------------------
 
@@ -361,148 +227,6 @@ def test_a_given_list_replaces_the_hash(raw, tmp_path):
         prepare(raw, duplicates=str(listed))
     with pytest.raises(UserError, match="none.csv: no such file"):
         prepare(raw, duplicates="none.csv")
-
-
-# --- bad annotations -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("position", "value", "message"),
-    [
-        (0, "not-a-hash", "line 3: md5hash 'not-a-hash' is not 32 hexadecimal digits"),
-        (0, "../../../../../../../etc/passwd..", "line 3: md5hash"),
-        (1, "7", r"line 3: fitzpatrick_scale '7' is not one of 1, 2.* \(1 such\)"),
-        (1, "", "line 3: fitzpatrick_scale ''"),
-        (3, "halo naevus", "line 3: label 'halo naevus' is not one of the 114 labels"),
-        (4, "melanoma", "line 3: nine_partition_label 'melanoma'"),
-        (5, "unsure", "line 3: three_partition_label 'unsure' is not one of benign, malignant, non-neoplastic"),
-    ],
-)
-def test_a_bad_cell_is_named_by_its_line(raw, position, value, message):
-    raw.rows[1][position] = value
-    raw.annotate()
-    with pytest.raises(UserError, match=message):
-        prepare(raw)
-
-
-def test_bad_tables(raw):
-    path = raw.folder / "fitzpatrick17k.csv"
-    raw.rows.append(raw.rows[0])
-    raw.annotate()
-    with pytest.raises(UserError, match=f"{raw.rows[0][0]} stands more than once"):
-        prepare(raw)
-    path.write_text(path.read_text().replace("three_partition_label", "three"))
-    with pytest.raises(UserError, match="no column three_partition_label"):
-        prepare(raw)
-    path.write_text("<!DOCTYPE html>\n<html><body>404</body></html>\n")
-    with pytest.raises(UserError, match="fitzpatrick17k.csv: "):
-        prepare(raw)
-    path.unlink()
-    with pytest.raises(UserError, match="no such file\nget fitzpatrick17k.csv from https://github.com"):
-        prepare(raw)
-    with pytest.raises(UserError, match="no such folder|no such file"):
-        builder = Fitzpatrick17k(data_dir=str(raw.folder / "nowhere"), cache_dir=str(raw.folder.parent / "cache"))
-        builder.download_and_prepare()
-
-
-def test_source_is_the_atlas():
-    assert source_of("http://atlasdermatologico.com.br/img?imageId=1") == "atlasdermatologico"
-    assert source_of("https://www.dermaamin.com/x.jpg") == "dermaamin"
-    assert source_of("") == source_of("nonsense") == "unknown"
-
-
-# --- download --------------------------------------------------------------------------------------------------------
-
-
-class Atlas(http.server.BaseHTTPRequestHandler):
-    """Serves `server.contents` by path; drops the first connection to each path in `server.drops`."""
-
-    def log_message(self, *args):
-        pass
-
-    def do_GET(self):
-        server = self.server
-        server.requests.append(self.path)
-        content = server.contents.get(self.path)
-        if content is None:
-            return self.send_error(404)
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        dropped = self.path in server.drops
-        server.drops.discard(self.path)
-        self.wfile.write(content[: len(content) // 2] if dropped else content)
-
-
-@pytest.fixture
-def atlas():
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Atlas) as server:
-        server.contents, server.drops, server.requests = {}, set(), []
-        server.url = f"http://127.0.0.1:{server.server_port}"
-        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-DEAD = "http://127.0.0.1:9"  # the discard port: nothing listens
-FAST = {"requests_per_second": 1000.0, "give_up_after": 3, "attempts": 2, "first_wait": 0.01}
-
-
-@pytest.fixture
-def remote(tmp_path, atlas) -> Raw:
-    """Nothing on disk; of the live host's eight, one drops once, one is gone, one is a page, one was edited."""
-    raw = Raw(tmp_path / "raw")
-    for seed in range(5):
-        raw.add(as_jpeg(photograph(seed)), MELANOMA, url=f"{DEAD}/{seed}.jpg", write=False)
-    names = [
-        raw.add(as_jpeg(photograph(10 + seed)), NEVUS, url=f"{atlas.url}/{seed}.jpg", write=False) for seed in range(8)
-    ]
-    raw.add(as_jpeg(photograph(30)), NEVUS, url="", write=False)
-    atlas.contents = {f"/{seed}.jpg": raw.contents[name] for seed, name in enumerate(names)}
-    atlas.drops.add("/0.jpg")
-    del atlas.contents["/1.jpg"]
-    atlas.contents["/2.jpg"] = b"<html>This atlas has moved</html>"
-    atlas.contents["/3.jpg"] = as_jpeg(photograph(13), 40)
-    return raw.annotate()
-
-
-def test_download(remote, atlas, capsys):
-    annotations = read_annotations(str(remote.folder / "fitzpatrick17k.csv"))
-    names = list(remote.contents)
-    failures = download_images(annotations, str(remote.folder), **FAST)
-    had = {path.stem for path in (remote.folder / "images").iterdir()}
-    assert had == {names[5], *names[9:13]}
-    assert all(remote.path(name).read_bytes() == remote.contents[name] for name in had)
-    assert "127.0.0.1:9: no answer 3 times in a row" in capsys.readouterr().err
-    stored = pd.read_csv(remote.folder / "download_failures.csv", keep_default_na=False)
-    assert stored.equals(failures)
-    reasons = dict(zip(stored["image_id"], stored["reason"], strict=True))
-    assert reasons.keys() == set(names) - had
-    expected = {0: "no answer", 4: "given up", 6: "404", 7: "web page", 8: "modified", 13: "no URL"}
-    assert all(text in reasons[names[number]] for number, text in expected.items())
-
-    # What is whole is kept; what is not is fetched again, and no more than that.
-    remote.path(names[5]).write_bytes(b"cut off")
-    atlas.requests.clear()
-    download_images(annotations, str(remote.folder), allow_modified=True, **FAST)
-    assert set(atlas.requests) == {"/0.jpg", "/1.jpg", "/2.jpg", "/3.jpg"}
-    assert {path.stem for path in (remote.folder / "images").iterdir()} == had | {names[8]}
-
-
-def test_an_interrupted_download_keeps_its_images_and_its_list(remote, atlas, monkeypatch):
-    annotations = read_annotations(str(remote.folder / "fitzpatrick17k.csv"))
-    whole = fitzpatrick17k_images._write_whole
-
-    def interrupt(path, content):
-        whole(path, content)
-        if path.endswith(f"{list(remote.contents)[9]}.jpg"):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(fitzpatrick17k_images, "_write_whole", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        download_images(annotations, str(remote.folder), **FAST)
-    assert len(list((remote.folder / "images").iterdir())) == 2
-    assert len(pd.read_csv(remote.folder / "download_failures.csv")) == 1 + 5 + 3
 
 
 # --- the command -----------------------------------------------------------------------------------------------------
