@@ -104,6 +104,7 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
         classifier("resnet18", 1.7, scratch, "resnet18 --cross_validation 5"),
         classifier("resnet34", 0.6, scratch, "resnet34"),
         classifier("resnet50", 0.8, scratch, "resnet50"),
+        classifier("resnet101", 1.5, scratch, "resnet101"),
         stage(
             *("backbones", 0.1, BACKBONES, "comparison.csv", "-m melanoma_fair_xai.fairness compare", CLASSIFIER),
             *"runs/ham10000-resnet18 --group_by sex age_band".split(),
@@ -113,7 +114,7 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
             *"runs/ham10000-resnet18/fold-0 runs/ham10000-resnet34 runs/ham10000-resnet50 --group_by sex".split(),
         ),
         stage(
-            *("lift", 1.0, LIFT, "test/comparison.csv", "-m benchmarks.lift", f"{CLASSIFIER}/fold-0"),
+            *("lift", 0.5, LIFT, "test/comparison.csv", "-m benchmarks.lift", f"{CLASSIFIER}/fold-0"),
             *"--group_by age_band".split(),
         ),
         stage(

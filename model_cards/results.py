@@ -24,6 +24,7 @@ CLASSIFIERS = {
     "ham10000-resnet18": "ResNet-18, from scratch",
     "ham10000-resnet34": "ResNet-34, from scratch",
     "ham10000-resnet50": "ResNet-50, from scratch",
+    "ham10000-resnet101": "ResNet-101, from scratch",
 }
 GENERATORS = {"ham10000-generator": "UNet2DModel, from scratch"}
 METRICS = ("roc_auc", "sensitivity", "specificity", "balanced_accuracy", "calibration_slope")
