@@ -114,7 +114,7 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
             *"runs/ham10000-resnet18/fold-0 runs/ham10000-resnet34 runs/ham10000-resnet50 --group_by sex".split(),
         ),
         stage(
-            *("lift", 0.5, LIFT, "test/comparison.csv", "-m benchmarks.lift", f"{CLASSIFIER}/fold-0"),
+            *("lift", 0.2, LIFT, "test/comparison.csv", "-m benchmarks.lift", f"{CLASSIFIER}/fold-0"),
             *"--group_by age_band".split(),
         ),
         stage(
@@ -223,6 +223,7 @@ def write_cards() -> None:
         (f"{LIFT}/test/comparison.csv", "comparisons/lift-test.csv", shutil.copyfile),
         (f"{STUDY}/comparison.csv", "comparisons/synthetic.csv", shutil.copyfile),
         (f"{FADED_STUDY}/comparison.csv", "comparisons/faded.csv", shutil.copyfile),
+        (f"{FADED_GENERATOR}/samples/step-003000.png", "faded_phantoms.png", shutil.copyfile),
         (f"{SITES}/sheet.png", "generated_by_site.jpg", take_figure),
         (f"{HEATMAPS}/figures/gallery.png", "heatmaps.jpg", take_figure),
     ):

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import train_classifier
-from benchmarks.lift import DihedralViews, run_settings, scored_again, training_flags
+from benchmarks.lift import DihedralViews, run_data, scored_again
 from dataset_scripts.common import UserError, run_command
-from melanoma_fair_xai.engine.arguments import parse_arguments
 from melanoma_fair_xai.fairness import read_predictions
 
 
@@ -38,20 +37,15 @@ def test_views_agree_on_every_turn_and_flip_of_an_image():
 
 
 def test_the_same_size_and_one_view_give_the_run_again(run):
-    tables = scored_again(run, run_settings(run), 32, views=False)
+    tables = scored_again(run, 32, views=False)
     for split, table in tables.items():
         saved = read_predictions(run / "predictions" / f"{split}.parquet")
         assert list(table["image_id"]) == list(saved["image_id"])
         np.testing.assert_allclose(table["score"], saved["score"], atol=1e-3)  # calibrated twice
-    other = scored_again(run, run_settings(run), 40, views=True)["test"]
+    other = scored_again(run, 40, views=True)["test"]
     assert np.abs(other["score"] - tables["test"]["score"]).max() > 1e-3
-
-
-def test_the_flags_of_a_run_give_its_settings_again(run):
-    settings = run_settings(run)
-    assert parse_arguments(*map(type, settings), argv=training_flags(settings)) == tuple(settings)
 
 
 def test_an_unfinished_run_is_refused(tmp_path):
     with pytest.raises(UserError, match="no finished run"):
-        run_settings(tmp_path)
+        run_data(tmp_path)
