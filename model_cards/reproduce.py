@@ -107,7 +107,7 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
         classifier("resnet101", 1.5, scratch, "resnet101"),
         stage(
             *("backbones", 0.1, BACKBONES, "comparison.csv", "-m melanoma_fair_xai.fairness compare", CLASSIFIER),
-            *"runs/ham10000-resnet18 --group_by sex age_band".split(),
+            *"runs/ham10000-resnet18 --group_by sex age_band ita_tertile".split(),
         ),
         stage(
             *("depths", 0.1, DEPTHS, "comparison.csv", "-m melanoma_fair_xai.fairness compare"),

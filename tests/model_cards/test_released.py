@@ -55,6 +55,10 @@ def test_the_front_page_says_what_the_card_says():
         cells = [f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]".replace("0.", ".") for row in found]
         line = f"| {words} | {found[0].n:,} | {found[0].melanomas:,} | {' | '.join(cells)} |"
         assert line in page.replace("**", "")
+    others = {(row.group, row.metric): row for row in metric_rows(CARDS / "ham10000-resnet18")}
+    for group in ("all", "under 40"):
+        row = others[group, "roc_auc"]
+        assert f"{row.value:.3f} [{row.low:.3f}, {row.high:.3f}]".replace("0.", ".") in page
 
 
 def test_what_was_not_run_is_said_to_be(monkeypatch, tmp_path):
