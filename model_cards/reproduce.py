@@ -156,12 +156,12 @@ def plan(data_dir: str, weights: str) -> list[Stage]:
             *("--preset", "32-tiny", *resume),
         ),
         stage(
-            *("faded-images", 0.1, EVEN, "metadata.csv", "generate.py", "--model_name_or_path", FADED_GENERATOR),
+            *("faded-images", 0.3, EVEN, "metadata.csv", "generate.py", "--model_name_or_path", FADED_GENERATOR),
             *("--like", FADED, "--balance", "melanoma,fitzpatrick", "--num_images", "3000"),
             *"--guidance_scale 1 --batch_size 32".split(),
         ),
         stage(
-            *("faded-synthetic", 0.4, FADED_STUDY, "comparison.csv", "-m benchmarks.synthetic"),
+            *("faded-synthetic", 0.5, FADED_STUDY, "comparison.csv", "-m benchmarks.synthetic"),
             *("--synthetic_dir", EVEN, "--dataset_name", FADED),
             *"--model_name_or_path resnet10t --no_pretrained --image_size 32".split(),
             *(*weak, *"--max_train_steps 600 --group_by fitzpatrick_group".split()),
