@@ -262,6 +262,7 @@ def _card(builder: LesionBuilder, data_files: Mapping[str, str], text: str) -> s
         }
     ]
     lesions = builder.manifest.groupby("split")["lesion_id"].nunique()
+    name = type(builder).__name__.lower()  # as a command, the builder's module, and so its own name, is __main__
     template = resources.files("model_cards").joinpath("dataset.md").read_text(encoding="utf-8")
     return template.format(
         metadata=metadata.to_yaml().strip(),
@@ -269,12 +270,12 @@ def _card(builder: LesionBuilder, data_files: Mapping[str, str], text: str) -> s
         about=builder.about,
         composition=_markdown_table(["group", "images", "lesions", "melanomas"], _composition(builder.records)),
         age=_age_text(builder.records["age"]),
-        folder=builder.dataset_name,
-        module=f"dataset_scripts.{builder.dataset_name}",
+        folder=name,
+        module=f"dataset_scripts.{name}",
         datasets_version=datasets.__version__,
         splits=_markdown_table(
             ["split", "images", "lesions"],
-            [(name, f"{split.num_examples:,}", f"{lesions[name]:,}") for name, split in info.splits.items()],
+            [(part, f"{split.num_examples:,}", f"{lesions[part]:,}") for part, split in info.splits.items()],
         ),
         manifest_name=MANIFEST_NAME,
         manifest=manifest_hash(builder.manifest),
@@ -283,7 +284,7 @@ def _card(builder: LesionBuilder, data_files: Mapping[str, str], text: str) -> s
         skipped=len(builder.skipped),
         skipped_name=SKIPPED_NAME,
         columns=_markdown_table(
-            ["column", "type"], [(f"`{name}`", _type_text(kind)) for name, kind in info.features.items()]
+            ["column", "type"], [(f"`{column}`", _type_text(kind)) for column, kind in info.features.items()]
         ),
         licence=" ".join(filter(None, [f"Licence: {info.license}." if info.license else "", info.homepage])),
         citation=f"```bibtex\n{info.citation.strip()}\n```" if info.citation else "",

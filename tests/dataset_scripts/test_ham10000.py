@@ -187,6 +187,8 @@ def test_the_command_writes_a_folder_that_load_dataset_reads(tmp_path):
         f"--dataset_name {out}",
     ):
         assert words in done.stdout
+    card = (out / "README.md").read_text()
+    assert 'load_dataset("ham10000")' in card and "`python -m dataset_scripts.ham10000`" in card
     for path in (tmp_path / "raw").iterdir():
         path.unlink()  # the prepared folder must stand alone
     splits = datasets.load_dataset(str(out))
