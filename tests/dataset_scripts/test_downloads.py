@@ -271,9 +271,11 @@ def test_fetch_all_goes_on_after_failures_and_gives_up_a_dead_host(host, silent_
 
 def test_fetch_all_is_polite(host):
     urls = {str(i): f"{host.url}?{i}" for i in range(4)}
+    begun = time.monotonic()
     assert all(content for _, content, _ in fetch_all(urls, requests_per_second=10))
-    times = [request["time"] for request in host.requests]
-    assert min(np.diff(times)) > 0.09
+    arrived = np.array([request["time"] for request in host.requests])
+    # A busy machine may see a request late, and the next one soon after it, but none before its turn.
+    assert (arrived - begun > 0.095 * np.arange(4)).all()
 
 
 def test_a_host_that_answers_now_and_then_is_not_given_up(host):
