@@ -19,7 +19,10 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 
 from dataset_scripts.builder import SKIPPED_NAME
-from dataset_scripts.common import IMAGE_SUFFIXES, UNKNOWN, UserError, run_command
+from dataset_scripts.common import UNKNOWN
+from melanoma_fair_xai.base.errors import UserError, run_command
+from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.images import IMAGE_SUFFIXES
 from melanoma_fair_xai.classifier.export import ClassifierInfo, load_classifier
 from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.data.cache import decode_once
@@ -27,7 +30,6 @@ from melanoma_fair_xai.data.loading import UNUSABLE, Records
 from melanoma_fair_xai.data.masks import decode_masks
 from melanoma_fair_xai.data.targets import apply_target
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
-from melanoma_fair_xai.engine.files import atomic_path
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
 from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME, open_run_folder
 from melanoma_fair_xai.explain.attributions import METHODS, Explainer, LogOdds

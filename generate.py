@@ -17,7 +17,8 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from dataset_scripts.common import UserError, run_command
+from melanoma_fair_xai.base.errors import UserError, run_command
+from melanoma_fair_xai.base.files import PARTIAL_PREFIX, atomic_path, plain, write_json
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.loading import Records, is_synthetic, load_records
 from melanoma_fair_xai.diffusion.copies import CopyFinder
@@ -40,7 +41,6 @@ from melanoma_fair_xai.diffusion.generation import (
     write_image,
 )
 from melanoma_fair_xai.engine.arguments import parse_arguments
-from melanoma_fair_xai.engine.files import PARTIAL_PREFIX, atomic_path, plain, write_json
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process
 
 ATTEMPTS = 10  # at an image, before a copy is let through and said to be one

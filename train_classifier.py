@@ -17,8 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import TorchDynamoPlugin, set_seed
 
 from dataset_scripts.builder import SKIPPED_NAME
-from dataset_scripts.common import UserError, run_command
 from dataset_scripts.splits import MANIFEST_NAME, N_FOLDS, write_manifest
+from melanoma_fair_xai.base.errors import UserError, run_command
+from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.classifier.calibration import parse_threshold_rule
 from melanoma_fair_xai.classifier.evaluation import operating_point, predict, results_table, score, write_predictions
 from melanoma_fair_xai.classifier.export import export_classifier, load_classifier
@@ -36,7 +37,6 @@ from melanoma_fair_xai.classifier.training import ClassifierTraining
 from melanoma_fair_xai.data.loading import UNUSABLE, Records, training_rows
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
 from melanoma_fair_xai.engine.checkpoints import forget_training
-from melanoma_fair_xai.engine.files import atomic_path
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process, resolve_precision
 from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME, LATEST, open_run_folder
 from melanoma_fair_xai.engine.trackers import start_trackers

@@ -17,8 +17,9 @@ from accelerate import Accelerator
 from accelerate.utils import TorchDynamoPlugin, set_seed
 
 from dataset_scripts.builder import SKIPPED_NAME
-from dataset_scripts.common import UserError, run_command
 from dataset_scripts.splits import MANIFEST_NAME, write_manifest
+from melanoma_fair_xai.base.errors import UserError, run_command
+from melanoma_fair_xai.base.files import atomic_path, write_json
 from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.loading import UNUSABLE, Records, training_rows
@@ -35,7 +36,6 @@ from melanoma_fair_xai.diffusion.networks import (
 from melanoma_fair_xai.diffusion.process import PREDICTION_TYPES, make_noise_scheduler
 from melanoma_fair_xai.diffusion.training import DiffusionTraining, Task
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
-from melanoma_fair_xai.engine.files import atomic_path, write_json
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process, resolve_precision
 from melanoma_fair_xai.engine.run_folder import open_run_folder
 from melanoma_fair_xai.engine.trackers import start_trackers

@@ -19,7 +19,7 @@ import torch
 
 from benchmarks.diffusion_proof import BATCH, Sampler, held_out_drawings, pixels_for
 from benchmarks.throughput import machine
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.classifier.export import ClassifierInfo, load_classifier
 from melanoma_fair_xai.data.images import normalise
 from melanoma_fair_xai.diffusion.sample_metrics import squared_mmd

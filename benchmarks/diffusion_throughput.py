@@ -24,7 +24,7 @@ from diffusers.training_utils import EMAModel
 from tqdm.auto import tqdm
 
 from benchmarks.throughput import machine, rate
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.loading import Records, load_records
 from melanoma_fair_xai.diffusion.data import find_conditions, pixel_config

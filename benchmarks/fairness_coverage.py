@@ -18,12 +18,12 @@ from scipy.special import expit, ndtr, ndtri
 from scipy.stats import norm
 from tqdm.auto import tqdm
 
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
+from melanoma_fair_xai.base.tables import markdown_table
 from melanoma_fair_xai.fairness.estimates import subtract
 from melanoma_fair_xai.fairness.estimation import CLOSED_FORM, METRICS, TITLES, estimate_parts
 from melanoma_fair_xai.fairness.evaluation import FAMILY, permutation_p_values
 from melanoma_fair_xai.fairness.intervals import holm
-from melanoma_fair_xai.fairness.report import markdown_table
 from melanoma_fair_xai.fairness.resampling import lesion_classes
 from melanoma_fair_xai.fairness.sample import Sample, make_sample
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.fairness import evaluate
 
 N_RESAMPLES = 2000

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from dataset_scripts.common import UserError, run_command
+from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.classifier.calibration import calibrate
 from melanoma_fair_xai.classifier.evaluation import operating_point, predict
 from melanoma_fair_xai.classifier.export import load_classifier

@@ -17,8 +17,9 @@ import timm.data
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
-from dataset_scripts.common import run_command
 from dataset_scripts.phantom import Phantom
+from melanoma_fair_xai.base.errors import run_command
+from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.classifier.evaluation import operating_point, predict, results_table, score
 from melanoma_fair_xai.classifier.export import fold_calibration
 from melanoma_fair_xai.classifier.mitigation import MITIGATIONS
@@ -26,7 +27,6 @@ from melanoma_fair_xai.classifier.models import create_classifier
 from melanoma_fair_xai.classifier.task import TaskArguments, load_target, make_task
 from melanoma_fair_xai.classifier.training import ClassifierTraining
 from melanoma_fair_xai.engine.checkpoints import forget_training
-from melanoma_fair_xai.engine.files import atomic_path
 from melanoma_fair_xai.engine.launch import create_accelerator
 from melanoma_fair_xai.fairness import compare, evaluate_predictions
 from train_classifier import TrainingArguments

@@ -18,7 +18,7 @@ from pathlib import Path
 import pandas as pd
 from tqdm.auto import tqdm
 
-from dataset_scripts.common import UserError, run_command
+from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.fairness import compare, read_predictions
 
 REPOSITORY = Path(__file__).resolve().parents[1]

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.classifier.models import create_classifier, parameter_groups
 from melanoma_fair_xai.classifier.predict import predict_logits
 from melanoma_fair_xai.classifier.task import Task

@@ -15,7 +15,9 @@ import numpy as np
 import pandas as pd
 from huggingface_hub import DatasetCardData
 
-from .common import MELANOMA_NAMES, UserError, content_hash, read_bytes
+from melanoma_fair_xai.base.errors import UserError
+
+from .common import MELANOMA_NAMES, content_hash, read_bytes
 from .splits import (
     MANIFEST_NAME,
     assign_folds,

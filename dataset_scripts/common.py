@@ -16,72 +16,21 @@ import io
 import os
 import posixpath
 import re
-import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import datasets
 import pandas as pd
-import PIL.Image
 import tqdm.auto
+
+from melanoma_fair_xai.base.errors import READ_ERRORS, UserError, read_problem
+from melanoma_fair_xai.base.images import IMAGE_SUFFIXES, image_content_problem
 
 MELANOMA_NAMES = ["benign", "melanoma"]
 SKIN_TYPES = ["I", "II", "III", "IV", "V", "VI", "unknown"]
 SEXES = ["female", "male", "unknown"]
 UNKNOWN = "unknown"
 LOCAL_USE_ONLY = "local-use-only"  # the tag of a data set whose images may not be passed on
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-
-# What reading a file or a zip entry can raise; RuntimeError and NotImplementedError for encrypted and exotic entries.
-READ_ERRORS = (OSError, EOFError, zipfile.BadZipFile, zlib.error, RuntimeError, NotImplementedError)
-
-
-class UserError(Exception):
-    """Something that the user can mend: one or two lines that name the file, row or flag, and what to do."""
-
-
-_ADVICE = {
-    errno.ENOSPC: "free some space, or choose a folder on another disk",
-    errno.EDQUOT: "free some space, or choose a folder on another disk",
-    errno.EROFS: "choose a folder that can be written to",
-    errno.EACCES: "check the permissions, or choose another folder",
-    errno.EPERM: "check the permissions, or choose another folder",
-    errno.ENOTDIR: "a file stands where a folder is needed; choose another path",
-    errno.EEXIST: "a file stands where a folder is needed; choose another path",
-}
-
-
-def run_command(main: Callable[[], None]) -> None:
-    """Run a script's main; a user error becomes one or two lines on stderr and exit code 2, without a traceback."""
-    try:
-        main()
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
-    except Exception as error:
-        message = _explain(error)
-        if message is None:
-            raise
-        print(f"error: {message}", file=sys.stderr, flush=True)
-        sys.exit(2)
-
-
-def _explain(error: BaseException | None) -> str | None:
-    """What to tell the user about an error, or None if it is a fault of the program's own."""
-    while error is not None:
-        if isinstance(error, UserError):
-            return str(error)
-        if isinstance(error, OSError) and error.errno in _ADVICE:
-            return f"{error.filename or 'writing'}: {error.strerror}; {_ADVICE[error.errno]}"
-        # A worker process hands over its error's causes as text alone.
-        remote = re.search(r"\[Errno (\d+)\] ([^\n:]*)", str(error)) if "Traceback (most" in str(error) else None
-        if remote and int(remote[1]) in _ADVICE:
-            return f"writing: {remote[2]}; {_ADVICE[int(remote[1])]}"
-        # `datasets` wraps what happens while it generates, and a full disk makes its closing of the file fail, too.
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return None
 
 
 def record_features(diagnoses: Sequence[str], extra: Mapping[str, datasets.Value] | None = None) -> datasets.Features:
@@ -234,11 +183,6 @@ def _open_zip(path: str, modified: int, process: int) -> zipfile.ZipFile:
     return zipfile.ZipFile(path)  # one handle per process: a forked one would share its file position
 
 
-def read_problem(error: BaseException) -> str:
-    """The first line of what an error says, without the name of the file."""
-    return (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-
-
 def image_problem(reference: str) -> str | None:
     """Why a file is not a whole image, or None. Every pixel is decoded: a header alone does not show a truncation."""
     try:
@@ -246,22 +190,6 @@ def image_problem(reference: str) -> str | None:
     except READ_ERRORS as error:
         return f"cannot be read ({read_problem(error)})"
     return image_content_problem(content)
-
-
-def image_content_problem(content: bytes) -> str | None:
-    """As `image_problem`, for bytes."""
-    if not content:
-        return "zero bytes"
-    if content[:512].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return "a web page saved under an image's name"
-    try:
-        with PIL.Image.open(io.BytesIO(content)) as image:
-            image.load()
-    except PIL.UnidentifiedImageError:
-        return "not an image"
-    except Exception as error:  # a damaged file makes decoders raise anything: OSError, SyntaxError, struct.error ...
-        return f"damaged image ({read_problem(error)})"
-    return None
 
 
 def find_problems(

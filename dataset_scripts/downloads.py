@@ -1,6 +1,5 @@
 """Verified downloads with the standard library alone: a large file that resumes, many small ones from slow hosts."""
 
-import hashlib
 import http.client
 import itertools
 import os
@@ -14,7 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import tqdm.auto
 
-from .common import UserError
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import file_digest
 
 CHUNK_BYTES = 1 << 20
 # Some hosts of medical images answer 403 to clients that do not look like a browser.
@@ -40,15 +40,6 @@ def host_of(url: str) -> str:
     return match[1].lower() if match else ""
 
 
-def file_md5(path: str) -> str:
-    """The MD5 of a file as 32 hexadecimal digits, read in pieces."""
-    digest = hashlib.md5()
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def download(
     url: str,
     path: str,
@@ -67,7 +58,7 @@ def download(
     in seconds, starts at `first_wait` and doubles. Raises UserError, naming what to do, if the host does not give the
     file or gives another one twice.
     """
-    if os.path.isfile(path) and (md5 is None or file_md5(path) == md5):
+    if os.path.isfile(path) and (md5 is None or file_digest(path, "md5") == md5):
         return
     partial = path + ".partial"
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -81,7 +72,7 @@ def download(
                 f"{url}: {error}\ndownload it by hand in a browser and save it as {os.path.abspath(path)}, "
                 "or run the same command again later: it goes on where it stopped"
             ) from None
-        found = file_md5(partial) if md5 else None
+        found = file_digest(partial, "md5") if md5 else None
         if found == md5:
             os.replace(partial, path)
             return

@@ -12,7 +12,9 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 
-from .common import UserError, read_table
+from melanoma_fair_xai.base.errors import UserError
+
+from .common import read_table
 
 FREQUENCIES = 16
 THUMBNAIL = 32

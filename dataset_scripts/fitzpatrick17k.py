@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 import datasets
 import pandas as pd
 
+from melanoma_fair_xai.base.errors import UserError, run_command
+from melanoma_fair_xai.base.files import file_digest
+
 from .builder import LesionBuilder, LesionConfig, check_output_dir, command_parser, next_step, prepare_parquet
-from .common import LOCAL_USE_ONLY, UNKNOWN, UserError, index_files, record_features, run_command
-from .downloads import file_md5
+from .common import LOCAL_USE_ONLY, UNKNOWN, index_files, record_features
 from .duplicates import clusters_report, duplicate_clusters, near_duplicates, read_duplicates
 from .fitzpatrick17k_annotations import ANNOTATIONS_NAME, DIAGNOSES, HOMEPAGE, read_annotations
 from .fitzpatrick17k_images import download_images, inspect_images
@@ -90,7 +92,7 @@ class Fitzpatrick17k(LesionBuilder):
             duplicates = os.path.abspath(os.path.expanduser(duplicates))
             if not os.path.isfile(duplicates):
                 raise UserError(f"{duplicates}: no such file; give --duplicates a CSV table, or leave it out")
-            hash = f"{hash}{file_md5(duplicates)}"
+            hash = f"{hash}{file_digest(duplicates, 'md5')}"
             kwargs["duplicates"] = duplicates
         super().__init__(config_name=config_name, hash=hash, **kwargs)
         self.excluded: pd.DataFrame | None = None

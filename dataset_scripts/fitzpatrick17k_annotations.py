@@ -6,7 +6,9 @@ import re
 import numpy as np
 import pandas as pd
 
-from .common import SKIN_TYPES, UNKNOWN, UserError, check_unique, read_table
+from melanoma_fair_xai.base.errors import UserError
+
+from .common import SKIN_TYPES, UNKNOWN, check_unique, read_table
 from .downloads import host_of
 
 ANNOTATIONS_NAME = "fitzpatrick17k.csv"

@@ -12,7 +12,10 @@ import pandas as pd
 import PIL.Image
 import tqdm.auto
 
-from .common import READ_ERRORS, image_content_problem, index_files, read_bytes, read_problem
+from melanoma_fair_xai.base.errors import READ_ERRORS, read_problem
+from melanoma_fair_xai.base.images import image_content_problem
+
+from .common import index_files, read_bytes
 from .downloads import fetch_all
 from .duplicates import perceptual_hash
 

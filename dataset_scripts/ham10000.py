@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 
+from melanoma_fair_xai.base.errors import READ_ERRORS, UserError, run_command
+
 from .builder import (
     SKIPPED_NAME,
     LesionBuilder,
@@ -23,17 +25,7 @@ from .builder import (
     prepare_parquet,
     summarise,
 )
-from .common import (
-    READ_ERRORS,
-    UNKNOWN,
-    UserError,
-    find_problems,
-    image_problem,
-    index_files,
-    read_bytes,
-    record_features,
-    run_command,
-)
+from .common import UNKNOWN, find_problems, image_problem, index_files, read_bytes, record_features
 from .downloads import download
 from .ham10000_metadata import DIAGNOSES, DIAGNOSIS_NAMES, TEST_SPLIT, read_metadata
 from .publishing import add_push_flags, check_dataset_push, push_dataset

@@ -6,17 +6,9 @@ from collections.abc import Container
 import numpy as np
 import pandas as pd
 
-from .common import (
-    READ_ERRORS,
-    UNKNOWN,
-    UserError,
-    check_unique,
-    index_files,
-    parse_age,
-    parse_sex,
-    read_bytes,
-    read_table,
-)
+from melanoma_fair_xai.base.errors import READ_ERRORS, UserError
+
+from .common import UNKNOWN, check_unique, index_files, parse_age, parse_sex, read_bytes, read_table
 
 DIAGNOSIS_NAMES = {
     "akiec": "actinic keratosis or intraepithelial carcinoma",

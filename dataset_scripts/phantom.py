@@ -16,6 +16,8 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 
+from melanoma_fair_xai.base.errors import UserError, run_command
+
 from .builder import (
     LesionBuilder,
     LesionConfig,
@@ -25,7 +27,7 @@ from .builder import (
     prepare_parquet,
     summarise,
 )
-from .common import MELANOMA_NAMES, SKIN_TYPES, UNKNOWN, UserError, record_features, run_command
+from .common import MELANOMA_NAMES, SKIN_TYPES, UNKNOWN, record_features
 from .phantom_drawing import ARTEFACTS, Lesion, View, draw_phantom
 from .publishing import add_push_flags, check_dataset_push, push_dataset
 from .skin_colour import lab_to_rgb

@@ -8,7 +8,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from .common import UserError, check_unique
+from melanoma_fair_xai.base.errors import UserError
+
+from .common import check_unique
 
 N_FOLDS = 5
 MANIFEST_NAME = "split_manifest.csv"

@@ -11,11 +11,12 @@ from pathlib import Path
 import pandas as pd
 from huggingface_hub import DatasetCardData
 
-from dataset_scripts.common import LOCAL_USE_ONLY, run_command
+from dataset_scripts.common import LOCAL_USE_ONLY
 from dataset_scripts.fitzpatrick17k import CITATION, CONFIGURATIONS, LICENSE, Fitzpatrick17k
 from dataset_scripts.fitzpatrick17k_annotations import ANNOTATIONS_NAME, HOMEPAGE, read_annotations
-from melanoma_fair_xai.engine.files import atomic_path
-from melanoma_fair_xai.fairness.report import markdown_table
+from melanoma_fair_xai.base.errors import run_command
+from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.tables import markdown_table
 
 CARD = """---
 {metadata}

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 import PIL.Image
 
-from dataset_scripts.common import UserError, run_command
+from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.diffusion.validation import draw_sheet
 from melanoma_fair_xai.hub.explanation import take_figure
 from model_cards.results import CLASSIFIERS, GENERATORS, update_readme

@@ -10,9 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset_scripts.common import UNKNOWN, run_command
-from melanoma_fair_xai.engine.files import atomic_path
-from melanoma_fair_xai.fairness.report import NOT_ESTIMABLE, OVERALL, TITLES, markdown_table
+from dataset_scripts.common import UNKNOWN
+from melanoma_fair_xai.base.errors import run_command
+from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.tables import markdown_table
+from melanoma_fair_xai.fairness.report import NOT_ESTIMABLE, OVERALL, TITLES
 from melanoma_fair_xai.hub.card import read_json, read_table
 from melanoma_fair_xai.hub.classifier_card import metric_rows, with_interval
 

@@ -10,8 +10,8 @@ from accelerate.state import AcceleratorState, GradientState
 from huggingface_hub import ModelCard
 
 import train_classifier
-from dataset_scripts.common import run_command
 from dataset_scripts.splits import read_manifest
+from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.fairness import read_predictions
 from melanoma_fair_xai.hub.classifier_card import write_classifier_card
 

@@ -16,7 +16,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState
 
 import explain
-from dataset_scripts.common import UserError, run_command
+from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.classifier.export import ClassifierInfo, export_classifier
 from melanoma_fair_xai.explain.measures import COMPARED, MEASURES
 from melanoma_fair_xai.hub import explanation

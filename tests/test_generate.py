@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState, GradientState
 
 import generate
 import train_classifier
-from dataset_scripts.common import UserError, run_command
+from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.data.loading import add_synthetic, is_synthetic, load_records, load_synthetic, training_rows
 from melanoma_fair_xai.diffusion import quality
 from melanoma_fair_xai.diffusion.copies import CopyFinder, nearest_pixels, thumbnails

@@ -23,9 +23,9 @@ from tensorboard.backend.event_processing import event_accumulator
 
 import train_classifier
 from dataset_scripts.builder import prepare_parquet
-from dataset_scripts.common import run_command
 from dataset_scripts.phantom import Phantom
 from dataset_scripts.splits import read_manifest
+from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.classifier import task
 
 REPOSITORY = Path(train_classifier.__file__).parent

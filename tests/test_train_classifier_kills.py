@@ -9,7 +9,7 @@ import pytest
 from accelerate.utils import load
 from safetensors.torch import load_file
 
-from melanoma_fair_xai.engine.files import plain
+from melanoma_fair_xai.base.files import plain
 
 sys.path.append(str(Path(__file__).parent / "engine"))
 from toy_runs import CONTEXT, differences, partial_checkpoints, running  # noqa: E402

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing import event_accumulator
 
 import train_diffusion
-from dataset_scripts.common import UserError, run_command
+from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
 from melanoma_fair_xai.diffusion.networks import create_networks
 from melanoma_fair_xai.diffusion.training import balanced_weights, ema_decay

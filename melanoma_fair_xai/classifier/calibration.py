@@ -7,7 +7,7 @@ import numpy as np
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 
 THRESHOLD_RULES = "youden, sensitivity=VALUE or specificity=VALUE with VALUE between 0 and 1, such as sensitivity=0.9"
 

@@ -9,13 +9,13 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import atomic_path, write_json
 from melanoma_fair_xai.classifier.calibration import calibrate, choose_threshold, fit_platt, fit_temperature
 from melanoma_fair_xai.classifier.export import ClassifierInfo
 from melanoma_fair_xai.classifier.predict import melanoma_scores, predict_logits, prediction_table
 from melanoma_fair_xai.classifier.report import operating_metrics
 from melanoma_fair_xai.classifier.task import Task
-from melanoma_fair_xai.engine.files import atomic_path, write_json
 from melanoma_fair_xai.fairness import FairnessReport
 from melanoma_fair_xai.fairness.report import TITLES, with_interval
 

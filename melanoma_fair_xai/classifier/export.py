@@ -16,7 +16,8 @@ from timm.models import save_for_hf
 from timm.utils import unwrap_model
 from torch import nn
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import PARTIAL_PREFIX, atomic_path, write_json
 from melanoma_fair_xai.classifier.calibration import Calibration
 from melanoma_fair_xai.classifier.models import (
     CONFIG_NAME,
@@ -27,7 +28,6 @@ from melanoma_fair_xai.classifier.models import (
     read_config,
     with_tuples,
 )
-from melanoma_fair_xai.engine.files import PARTIAL_PREFIX, atomic_path, write_json
 
 DATA_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.classifier.task import Task
 from melanoma_fair_xai.data.augmentation import Augmentation
 from melanoma_fair_xai.fairness.groups import group_column

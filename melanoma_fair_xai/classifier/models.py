@@ -14,8 +14,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from dataset_scripts.common import UserError
-from melanoma_fair_xai.engine.from_hub import local_folder
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.hub_client import local_folder
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"

@@ -4,7 +4,7 @@ import json
 from dataclasses import fields, replace
 from pathlib import Path
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.classifier.task import TaskArguments
 from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME
 

@@ -9,8 +9,8 @@ import torch
 from accelerate import Accelerator
 
 from dataset_scripts.builder import SKIPPED_NAME
-from dataset_scripts.common import UserError
 from dataset_scripts.splits import parse_fold
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.classifier.export import ClassifierInfo
 from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.data.cache import decode_once, on_device

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from dataset_scripts.skin_colour import lab_to_rgb
-from melanoma_fair_xai.engine.seeding import sample_generator
+from melanoma_fair_xai.base.seeding import sample_generator
 
 # Rec. 709 luma, the grey that saturation moves towards.
 LUMA = (0.2126, 0.7152, 0.0722)

@@ -14,10 +14,10 @@ import torch
 import xxhash
 from tqdm.auto import tqdm
 
-from dataset_scripts.common import image_content_problem
+from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.images import image_content_problem
 from melanoma_fair_xai.data.augmentation import Augmentation
 from melanoma_fair_xai.data.images import open_rgb, pixel_transform
-from melanoma_fair_xai.engine.files import atomic_path
 
 CACHE_VERSION = 1
 CHUNK = 256

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 
 from dataset_scripts.builder import SKIPPED_NAME, LesionBuilder
-from dataset_scripts.common import UNKNOWN, UserError, check_unique, read_problem
+from dataset_scripts.common import UNKNOWN, check_unique
 from dataset_scripts.fitzpatrick17k import Fitzpatrick17k
 from dataset_scripts.ham10000 import HAM10000
 from dataset_scripts.phantom import Phantom
-from dataset_scripts.publishing import hub_problem
 from dataset_scripts.splits import (
     assign_folds,
     check_disjoint,
@@ -23,6 +22,8 @@ from dataset_scripts.splits import (
     read_manifest,
     splits_of_fold,
 )
+from melanoma_fair_xai.base.errors import UserError, read_problem
+from melanoma_fair_xai.base.hub_client import hub_problem
 
 BUILDERS: dict[str, type[LesionBuilder]] = {
     "ham10000": HAM10000,

@@ -6,7 +6,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.data.images import open_rgb, pixel_transform
 
 

@@ -4,7 +4,8 @@ import dataclasses
 
 import numpy as np
 
-from dataset_scripts.common import MELANOMA_NAMES, UserError
+from dataset_scripts.common import MELANOMA_NAMES
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.data.loading import Records
 
 TARGETS = ("melanoma_vs_rest", "melanoma_vs_nevus", "diagnosis")

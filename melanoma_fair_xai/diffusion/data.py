@@ -7,9 +7,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dataset_scripts.common import SEXES, SKIN_TYPES, UNKNOWN, UserError
+from dataset_scripts.common import SEXES, SKIN_TYPES, UNKNOWN
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.diffusion.lesion_conditioner import CATEGORIES, MEASURES, band
-from melanoma_fair_xai.engine.seeding import sample_generator
 
 # Names in the order of the record schema where it has one.
 ORDERED = {"sex": SEXES, "fitzpatrick": SKIN_TYPES}

@@ -8,8 +8,8 @@ from pathlib import Path
 import diffusers
 from safetensors import SafetensorError
 
-from dataset_scripts.common import UserError
-from melanoma_fair_xai.engine.files import PARTIAL_PREFIX
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import PARTIAL_PREFIX
 from melanoma_fair_xai.engine.run_folder import remove
 
 from .lesion_conditioner import LesionConditioner

@@ -18,11 +18,13 @@ import PIL.PngImagePlugin
 import torch
 from diffusers.utils import HF_MODULES_CACHE
 
-from dataset_scripts.common import READ_ERRORS, UNKNOWN, UserError, image_content_problem, read_problem, read_table
+from dataset_scripts.common import UNKNOWN, read_table
+from melanoma_fair_xai.base.errors import READ_ERRORS, UserError, read_problem
+from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.hub_client import local_folder
+from melanoma_fair_xai.base.images import image_content_problem
+from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.diffusion.lesion_conditioner import CATEGORIES, MEASURES, LesionConditioner
-from melanoma_fair_xai.engine.files import atomic_path
-from melanoma_fair_xai.engine.from_hub import local_folder
-from melanoma_fair_xai.engine.seeding import sample_generator
 
 SCHEDULERS = {
     "dpm-solver++": diffusers.DPMSolverMultistepScheduler,

@@ -4,7 +4,7 @@ import diffusers
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.diffusion.data import Conditions
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
 

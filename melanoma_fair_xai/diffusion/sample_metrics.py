@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 
 BLOCK = 1024  # rows of a distance matrix that are held at a time
 

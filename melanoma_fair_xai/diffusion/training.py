@@ -17,6 +17,7 @@ from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from safetensors.torch import load_file
 from tqdm.auto import tqdm
 
+from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.diffusion.data import Conditions, DiffusionDataset, scale
 from melanoma_fair_xai.diffusion.export import make_pipeline
@@ -28,7 +29,6 @@ from melanoma_fair_xai.engine.ema import EMA
 from melanoma_fair_xai.engine.launch import check_finite, common_error, on_main_process
 from melanoma_fair_xai.engine.progress import TrainingProgress, epoch_batches
 from melanoma_fair_xai.engine.sampler import EpochSampler, training_loader
-from melanoma_fair_xai.engine.seeding import sample_generator
 from melanoma_fair_xai.engine.signals import StopSignal
 
 LOGGING_STEPS = 10

@@ -12,12 +12,12 @@ from accelerate.utils import gather_object, send_to_device
 from matplotlib.figure import Figure
 
 from dataset_scripts.common import UNKNOWN
+from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.diffusion.data import Conditions, scale
 from melanoma_fair_xai.diffusion.lesion_conditioner import MEASURES
 from melanoma_fair_xai.diffusion.pipeline_lesion import LesionPipeline
 from melanoma_fair_xai.diffusion.process import training_target
-from melanoma_fair_xai.engine.files import atomic_path
-from melanoma_fair_xai.engine.seeding import sample_generator
 
 BANDS = 5  # of timesteps
 REPEATS = 4  # rows of a sheet, where no skin type is known

@@ -14,9 +14,9 @@ from typing import Any
 
 import transformers
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import plain, write_json
 
-from .files import plain, write_json
 from .run_folder import ARGUMENTS_NAME, LATEST
 
 # What may change when a run is resumed, because the weights do not depend on it. All else is refused if it differs.

@@ -1,6 +1,5 @@
 """Checkpoints that are whole or absent, checked before use, and refused where a resumed run would differ."""
 
-import hashlib
 import json
 import os
 import pathlib
@@ -15,9 +14,9 @@ import safetensors
 import torch
 from accelerate.utils import gather_object, load
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import PARTIAL_PREFIX, file_digest, plain, sync_to_disk, write_json
 
-from .files import PARTIAL_PREFIX, plain, sync_to_disk, write_json
 from .launch import common_error, on_main_process
 from .run_folder import LATEST, remove
 
@@ -50,7 +49,7 @@ def save_checkpoint(
     def finish() -> None:
         write_json(partial / FACTS_NAME, facts)
         files = sorted(path for path in partial.rglob("*") if path.is_file())
-        write_json(partial / CHECKSUMS_NAME, {str(path.relative_to(partial)): _sha256(path) for path in files})
+        write_json(partial / CHECKSUMS_NAME, {str(path.relative_to(partial)): file_digest(path) for path in files})
         for path in [*partial.rglob("*"), partial]:
             sync_to_disk(path)
         _remove_if_there(target)
@@ -113,21 +112,13 @@ def damage(path: pathlib.Path) -> str | None:
         for name, checksum in checksums.items():
             if not (path / name).is_file():
                 return f"{name} is missing"
-            if _sha256(path / name) != checksum:
+            if file_digest(path / name) != checksum:
                 return f"{name} is not what was written"
     except FileNotFoundError:
         return f"{CHECKSUMS_NAME} is missing"
     except (OSError, ValueError, AttributeError) as error:
         return f"cannot be read: {error}"
     return None
-
-
-def _sha256(path: pathlib.Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def find_checkpoint(

@@ -14,7 +14,7 @@ import accelerate
 import torch
 from accelerate.utils import broadcast_object_list
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 
 Result = TypeVar("Result")
 

@@ -7,7 +7,7 @@ from typing import Any
 import accelerate
 import torch
 
-from .files import plain
+from melanoma_fair_xai.base.files import plain
 
 
 class TrainingProgress:

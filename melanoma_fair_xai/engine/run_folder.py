@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 import accelerate
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import PARTIAL_PREFIX, atomic_path
 
-from .files import PARTIAL_PREFIX, atomic_path
 from .launch import on_main_process
 
 ARGUMENTS_NAME = "training_args.json"

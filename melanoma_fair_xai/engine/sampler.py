@@ -5,7 +5,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 import torch
 
-from .seeding import sample_generator
+from melanoma_fair_xai.base.seeding import sample_generator
+
 from .signals import leave_signals_to_parent
 
 

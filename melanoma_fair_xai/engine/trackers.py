@@ -4,7 +4,7 @@ from typing import Any
 
 import accelerate
 
-from .files import plain
+from melanoma_fair_xai.base.files import plain
 
 
 def start_trackers(accelerator: accelerate.Accelerator, name: str, *instances: Any, step: int = 0) -> None:

@@ -8,7 +8,7 @@ import captum.attr
 import torch
 from torch import nn
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 
 from .layers import MapLayer, find_layer, grid_module
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from skimage.metrics import structural_similarity
 from torch import nn
 
-from melanoma_fair_xai.engine.seeding import sample_generator
+from melanoma_fair_xai.base.seeding import sample_generator
 
 CONTROLS = {
     "random": "random values on the method's grid",

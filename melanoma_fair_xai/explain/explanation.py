@@ -12,8 +12,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from dataset_scripts.phantom import ARTEFACT_BITS
+from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.classifier.export import ClassifierInfo
-from melanoma_fair_xai.engine.seeding import sample_generator
 
 from . import controls
 from .attributions import Explainer, LogOdds, map_problems

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 import torchvision.transforms.functional as TF
 
-from melanoma_fair_xai.engine.seeding import sample_generator
+from melanoma_fair_xai.base.seeding import sample_generator
 
 from .attributions import LogOdds
 from .imputation import impute

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 
 MIN_PLACES = 4  # a side, of the layer that is taken by default: a map of 2 x 2 places points nowhere
 

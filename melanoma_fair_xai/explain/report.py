@@ -16,7 +16,7 @@ import torch
 from tqdm.auto import tqdm
 
 from dataset_scripts.phantom import ARTEFACT_BITS
-from melanoma_fair_xai.engine.files import atomic_path
+from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.fairness.groups import PRIMARY
 from melanoma_fair_xai.fairness.intervals import square_and_add
 

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from dataset_scripts.common import UserError
 from dataset_scripts.phantom_drawing import ARTEFACTS, paste_artefact
-from melanoma_fair_xai.engine.seeding import sample_generator
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.seeding import sample_generator
 
 ERASERS = ("erase_lesion", "erase_background")
 TRAPS = (*ARTEFACTS, *ERASERS)

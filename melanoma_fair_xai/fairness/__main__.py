@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from dataset_scripts.common import UserError, run_command
+from melanoma_fair_xai.base.errors import UserError, run_command
 
 from .comparison import compare
 from .evaluation import evaluate_predictions

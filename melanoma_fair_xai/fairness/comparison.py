@@ -11,15 +11,17 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from dataset_scripts.common import UNKNOWN, UserError
-from melanoma_fair_xai.engine.files import atomic_path
+from dataset_scripts.common import UNKNOWN
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.tables import markdown_table
 
 from .estimates import Estimate, subtract
 from .estimation import CLOSED_FORM, METRICS, TITLES, estimate_parts
 from .evaluation import FAMILY
 from .groups import PRIMARY, available_groups, group_columns, reference_group
 from .intervals import holm
-from .report import OVERALL, markdown_table, number, p_text, with_interval
+from .report import OVERALL, number, p_text, with_interval
 from .resampling import lesion_classes, lesion_groups
 from .sample import Sample, make_sample
 

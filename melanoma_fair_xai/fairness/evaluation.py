@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from dataset_scripts.common import UNKNOWN, UserError
+from dataset_scripts.common import UNKNOWN
+from melanoma_fair_xai.base.errors import UserError
 
 from .estimates import Estimate, subtract
 from .estimation import AT_THRESHOLD, CLOSED_FORM, METRICS, count_lesions, estimate_parts, is_estimable

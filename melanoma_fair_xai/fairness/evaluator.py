@@ -7,7 +7,8 @@ import datasets
 import transformers
 from evaluate.evaluator import ImageClassificationEvaluator
 
-from dataset_scripts.common import UNKNOWN, UserError
+from dataset_scripts.common import UNKNOWN
+from melanoma_fair_xai.base.errors import UserError
 
 
 class StratifiedEvaluator(ImageClassificationEvaluator):

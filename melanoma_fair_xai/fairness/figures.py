@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
 from dataset_scripts.common import UNKNOWN
-from melanoma_fair_xai.engine.files import atomic_path
+from melanoma_fair_xai.base.files import atomic_path
 
 from .estimates import Rate, rate, subtract
 from .estimation import TITLES

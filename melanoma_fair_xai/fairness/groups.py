@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from dataset_scripts.common import SKIN_TYPES, UNKNOWN, UserError
+from dataset_scripts.common import SKIN_TYPES, UNKNOWN
+from melanoma_fair_xai.base.errors import UserError
 
 PRIMARY = "fitzpatrick_group"
 DERIVED = (PRIMARY, "age_band", "ita_tertile")  # made here of fitzpatrick, age and ita

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 
 from .estimation import MINIMUM_LESIONS
 from .groups import group_columns

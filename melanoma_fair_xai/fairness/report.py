@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from melanoma_fair_xai.engine.files import atomic_path
+from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.tables import markdown_table
 
 from .estimation import MINIMUM_LESIONS, MINIMUM_OF_METRIC, TITLES
 from .figures import draw_figures
@@ -162,12 +163,6 @@ def with_interval(row: GroupMetric | Contrast) -> str:
         return NOT_ESTIMABLE
     interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
     return number(row.value) + interval
-
-
-def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown; numbers are strings already."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
 
 
 def _section(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,9 @@ python -m melanoma_fair_xai.hub push data/ham10000 --hub_dataset_id USER/NAME
 import argparse
 from pathlib import Path
 
-from dataset_scripts.common import UserError, run_command
-from dataset_scripts.publishing import add_repository_flags, check_repo_id, dataset_publication, publish
+from dataset_scripts.publishing import add_repository_flags, dataset_publication
+from melanoma_fair_xai.base.errors import UserError, run_command
+from melanoma_fair_xai.base.hub_client import check_repo_id, publish
 from melanoma_fair_xai.hub.publish import CARD_DATA_NAME, model_publication
 
 

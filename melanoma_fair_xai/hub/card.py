@@ -12,10 +12,10 @@ import jinja2
 import pandas as pd
 from huggingface_hub import ModelCardData
 
-from dataset_scripts.common import UserError
-from dataset_scripts.publishing import CARD_NAME
-from melanoma_fair_xai.engine.files import atomic_path
-from melanoma_fair_xai.fairness.report import markdown_table
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.publication import CARD_NAME
+from melanoma_fair_xai.base.tables import markdown_table
 from melanoma_fair_xai.hub.publish import CARD_DATA_NAME
 
 TAGS = ["medical", "dermatology", "melanoma"]

@@ -11,11 +11,12 @@ from huggingface_hub import EvalResult, ModelCardData
 from scipy.special import expit, logit
 
 from dataset_scripts.common import SKIN_TYPES, UNKNOWN
+from melanoma_fair_xai.base.tables import markdown_table
 from melanoma_fair_xai.classifier.calibration import choose_threshold
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.fairness import evaluate_predictions
 from melanoma_fair_xai.fairness.groups import PRIMARY
-from melanoma_fair_xai.fairness.report import OVERALL, TITLES, GroupMetric, markdown_table, with_interval
+from melanoma_fair_xai.fairness.report import OVERALL, TITLES, GroupMetric, with_interval
 from melanoma_fair_xai.hub import card, explanation
 from melanoma_fair_xai.hub.record import record
 

@@ -7,14 +7,14 @@ from typing import Any
 import pandas as pd
 import PIL.Image
 
-from dataset_scripts.common import UserError
-from melanoma_fair_xai.engine.files import atomic_path, write_json
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import atomic_path, write_json
+from melanoma_fair_xai.base.tables import markdown_table
 from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME
 from melanoma_fair_xai.explain.attributions import METHODS
 from melanoma_fair_xai.explain.measures import MEASURES
 from melanoma_fair_xai.explain.report import interval, number, trap_sentence
 from melanoma_fair_xai.explain.summary import beats
-from melanoma_fair_xai.fairness.report import markdown_table
 from melanoma_fair_xai.hub import card
 
 PARTS = tuple(f"explanation/{name}" for name in ("facts.json", "controls.csv", "groups.csv"))

@@ -7,9 +7,10 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from melanoma_fair_xai.base.tables import markdown_table
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.diffusion.lesion_conditioner import CATEGORIES, MEASURES, RARE, UNITS
-from melanoma_fair_xai.fairness.report import markdown_table, number
+from melanoma_fair_xai.fairness.report import number
 from melanoma_fair_xai.hub import card, quality
 from melanoma_fair_xai.hub.record import record
 

@@ -6,16 +6,9 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from dataset_scripts.common import UserError
-from dataset_scripts.publishing import (
-    CARD_NAME,
-    Publication,
-    collect,
-    file_problem,
-    open_repository,
-    publish,
-    read_card,
-)
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.hub_client import open_repository, publish
+from melanoma_fair_xai.base.publication import CARD_NAME, Publication, collect, file_problem, read_card
 
 CARD_DATA_NAME = "card_data.json"
 CLASSIFIER_FILES = (CARD_NAME, "config.json", "model.safetensors")

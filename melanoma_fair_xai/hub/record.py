@@ -17,12 +17,12 @@ from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
 from dataset_scripts import fitzpatrick17k, ham10000, phantom
-from dataset_scripts.publishing import code_commit
+from melanoma_fair_xai.base.files import write_json
+from melanoma_fair_xai.base.hub_client import local_folder
+from melanoma_fair_xai.base.publication import code_commit
 from melanoma_fair_xai.classifier.models import is_timm_name
 from melanoma_fair_xai.data.loading import UNUSABLE, Records, is_synthetic
 from melanoma_fair_xai.engine.arguments import command_line
-from melanoma_fair_xai.engine.files import write_json
-from melanoma_fair_xai.engine.from_hub import local_folder
 from melanoma_fair_xai.fairness.groups import MAX_GROUPS, group_column
 from melanoma_fair_xai.hub.publish import CARD_DATA_NAME
 

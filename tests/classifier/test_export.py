@@ -16,7 +16,7 @@ from safetensors import safe_open
 from scipy.special import expit
 from torch import nn
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.classifier.calibration import Calibration, calibrate
 from melanoma_fair_xai.classifier.export import ClassifierInfo, export_classifier, fold_calibration, load_classifier
 from melanoma_fair_xai.classifier.models import create_classifier, last_layer

@@ -9,7 +9,7 @@ import torch
 
 import train_classifier
 from benchmarks.lift import DihedralViews, run_data, scored_again
-from dataset_scripts.common import UserError, run_command
+from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.fairness import read_predictions
 
 

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import load
 
 import train_classifier
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.classifier.mitigation import DRO_STEP_SIZE, GroupLoss, balanced_weights
 from melanoma_fair_xai.engine.sampler import EpochSampler
 from melanoma_fair_xai.fairness import read_predictions

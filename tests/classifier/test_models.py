@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.classifier.export import ClassifierInfo, export_classifier
 from melanoma_fair_xai.classifier.models import (
     create_classifier,

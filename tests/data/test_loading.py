@@ -6,8 +6,8 @@ import pandas as pd
 import PIL.Image
 import pytest
 
-from dataset_scripts.common import UserError
 from dataset_scripts.splits import read_manifest, write_manifest
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.data.loading import ColumnNames, load_records, training_rows
 
 OWN = ColumnNames(label="kind", positive_labels=("melanoma",), lesion="patient", groups=("hospital",))

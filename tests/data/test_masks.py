@@ -5,7 +5,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.data.loading import load_records
 from melanoma_fair_xai.data.masks import decode_masks
 

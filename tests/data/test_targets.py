@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.data.targets import apply_target, is_nevus
 

@@ -13,8 +13,9 @@ from huggingface_hub import DatasetCard
 
 from dataset_scripts import builder as builder_module
 from dataset_scripts.builder import LesionBuilder, prepare_parquet, summarise
-from dataset_scripts.common import UserError, record_features
+from dataset_scripts.common import record_features
 from dataset_scripts.splits import manifest_hash, read_manifest
+from melanoma_fair_xai.base.errors import UserError
 
 
 def bitmap(shade: int) -> bytes:

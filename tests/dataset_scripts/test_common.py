@@ -11,7 +11,7 @@ import PIL.Image
 import pytest
 
 from dataset_scripts import common
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 
 
 def jpeg(seed: int = 0) -> bytes:

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_scripts.common import UserError
-from dataset_scripts.downloads import download, fetch, fetch_all, file_md5
+from dataset_scripts.downloads import download, fetch, fetch_all
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import file_digest
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -106,7 +107,7 @@ def test_a_file_arrives_in_a_new_folder_and_is_not_fetched_twice(host, tmp_path)
     path = tmp_path / "raw" / "file.bin"
     get(host.url, path)
     check_whole(path)
-    assert file_md5(str(path)) == MD5
+    assert file_digest(path, "md5") == MD5
     get(host.url, path)
     get(host.url, path, md5=None)
     assert len(host.requests) == 1

@@ -9,8 +9,8 @@ import PIL.ImageDraw
 import PIL.ImageFilter
 import pytest
 
-from dataset_scripts.common import UserError
 from dataset_scripts.duplicates import duplicate_clusters, near_duplicates, perceptual_hash, read_duplicates
+from melanoma_fair_xai.base.errors import UserError
 
 
 def draw_lesion(seed: int, size: tuple[int, int] = (360, 270)) -> PIL.Image.Image:

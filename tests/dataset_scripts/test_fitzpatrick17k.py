@@ -27,11 +27,11 @@ from fitzpatrick17k_raw import (
 )
 
 from dataset_scripts import fitzpatrick17k
-from dataset_scripts.common import UserError, run_command
 from dataset_scripts.fitzpatrick17k import (
     Fitzpatrick17k,
     coverage_by,
 )
+from melanoma_fair_xai.base.errors import UserError, run_command
 
 # --- the builder -----------------------------------------------------------------------------------------------------
 

@@ -8,7 +8,6 @@ from fitzpatrick17k_raw import (
     prepare,
 )
 
-from dataset_scripts.common import UserError
 from dataset_scripts.fitzpatrick17k import (
     CONFIGURATIONS,
     DIAGNOSES,
@@ -17,6 +16,7 @@ from dataset_scripts.fitzpatrick17k import (
     read_annotations,
 )
 from dataset_scripts.fitzpatrick17k_annotations import source_of
+from melanoma_fair_xai.base.errors import UserError
 
 # --- the real annotations --------------------------------------------------------------------------------------------
 

@@ -33,9 +33,9 @@ from ham10000_raw import (
 )
 
 from dataset_scripts import common, ham10000
-from dataset_scripts.common import UserError
 from dataset_scripts.ham10000 import DUPLICATE_PAIRS, HAM10000
 from dataset_scripts.splits import read_manifest
+from melanoma_fair_xai.base.errors import UserError
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -23,11 +23,11 @@ from ham10000_raw import (
     write_table,
 )
 
-from dataset_scripts.common import UserError
 from dataset_scripts.ham10000 import HAM10000
 from dataset_scripts.ham10000_metadata import read_metadata
 from dataset_scripts.skin_colour import individual_typology_angle, rgb_to_lab
 from dataset_scripts.splits import read_manifest
+from melanoma_fair_xai.base.errors import UserError
 
 BROKEN = {
     ROWS[3]["image_id"]: (b"", "zero bytes"),

@@ -13,7 +13,6 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
-from dataset_scripts.common import UserError, run_command
 from dataset_scripts.phantom import (
     ARTEFACT_BITS,
     ARTEFACT_RATES,
@@ -33,6 +32,7 @@ from dataset_scripts.phantom_drawing import (
     paste_artefact,
 )
 from dataset_scripts.skin_colour import individual_typology_angle, rgb_to_lab
+from melanoma_fair_xai.base.errors import UserError, run_command
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TYPES = list(ITA_RANGES)

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from dataset_scripts import splits
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 
 
 def drawn_lesions(n_lesions: int = 400, seed: int = 1) -> pd.DataFrame:

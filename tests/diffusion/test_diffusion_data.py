@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import torch
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.diffusion.data import DiffusionDataset, find_conditions, scale
 from melanoma_fair_xai.diffusion.networks import create_networks
 

@@ -4,7 +4,7 @@ import diffusers
 import pytest
 import torch
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.diffusion.networks import (
     PRESETS,
     choose_preset,

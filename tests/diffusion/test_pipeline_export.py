@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.diffusion.export import export_pipeline
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
 

@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 from torchmetrics.image.fid import _compute_fid
 from torchmetrics.image.kid import poly_mmd
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.diffusion.sample_metrics import (
     frechet_distance,
     kernel_distance,

@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.engine.arguments import command_line, parse_arguments, save_arguments
 
 

@@ -8,10 +8,10 @@ import torch
 from accelerate.utils import save
 from torch import nn
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import file_digest
 from melanoma_fair_xai.engine.checkpoints import (
     CHECKSUMS_NAME,
-    _sha256,
     damage,
     find_checkpoint,
     list_checkpoints,
@@ -186,7 +186,7 @@ def test_foreign_code_is_not_executed(accelerator, run, monkeypatch):
     path = run / "checkpoint-9"
     torch.save({"global_step": Malicious()}, path / "custom_checkpoint_0.pkl")
     checksums = json.loads((path / CHECKSUMS_NAME).read_text())
-    checksums["custom_checkpoint_0.pkl"] = _sha256(path / "custom_checkpoint_0.pkl")
+    checksums["custom_checkpoint_0.pkl"] = file_digest(path / "custom_checkpoint_0.pkl")
     (path / CHECKSUMS_NAME).write_text(json.dumps(checksums))
     assert damage(path) is None
     with pytest.raises(UserError, match="custom_checkpoint_0.pkl: cannot be loaded safely"):

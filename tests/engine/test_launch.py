@@ -3,7 +3,7 @@ import signal
 import pytest
 import torch
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.engine.launch import _check_processes, check_finite, explained_errors
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_scripts.common import UserError
-from melanoma_fair_xai.engine.files import atomic_path, write_json
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import atomic_path, write_json
 from melanoma_fair_xai.engine.run_folder import open_run_folder
 
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 
 import torch
 
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(

@@ -10,16 +10,16 @@ import torch
 from accelerate.utils import set_seed
 from torch import nn
 
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
+from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
 from melanoma_fair_xai.engine.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
 from melanoma_fair_xai.engine.ema import EMA
-from melanoma_fair_xai.engine.files import atomic_path
 from melanoma_fair_xai.engine.launch import check_finite, create_accelerator, explained_errors
 from melanoma_fair_xai.engine.progress import TrainingProgress, epoch_batches
 from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME, open_run_folder
 from melanoma_fair_xai.engine.sampler import EpochSampler, training_loader
-from melanoma_fair_xai.engine.seeding import sample_generator
 from melanoma_fair_xai.engine.signals import StopSignal
 from melanoma_fair_xai.engine.trackers import start_trackers
 

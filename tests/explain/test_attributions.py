@@ -8,7 +8,7 @@ from explain_nets import DATA_CONFIG, random_net
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.explain.attributions import METHODS, Explainer, LogOdds, map_problems
 
 SIZE = (3, 64, 64)

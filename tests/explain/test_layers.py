@@ -3,7 +3,7 @@ import timm
 import torch
 from explain_nets import random_net
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.explain.layers import describe_layers, find_layer, grid_module, map_layers
 
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from explain_nets import smooth_pixels
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.explain.traps import set_trap, trap_change
 
 PIXELS = smooth_pixels(4, 64)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.fairness import evaluate, mean_by_group
 
 REPOSITORY = Path(__file__).resolve().parents[2]

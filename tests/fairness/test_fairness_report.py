@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.fairness import compare, evaluate_predictions, read_predictions
 from melanoma_fair_xai.fairness.figures import reliability, roc_curve
 from melanoma_fair_xai.fairness.sample import make_sample

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import transformers
 
-from dataset_scripts.common import UserError
+from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.fairness import evaluate
 from melanoma_fair_xai.fairness.evaluator import StratifiedEvaluator
 

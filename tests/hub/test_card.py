@@ -12,8 +12,8 @@ from card_runs import make_predictions, write_card, write_results
 from huggingface_hub import ModelCard
 from scipy.special import expit, logit
 
-from dataset_scripts.common import UserError, run_command
 from dataset_scripts.ham10000 import CITATION
+from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.hub import __main__ as hub
 from melanoma_fair_xai.hub.classifier_card import INDEXED, before_calibration, operating_points, write_classifier_card
 from melanoma_fair_xai.hub.record import population, starting_point, training_facts

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from strangers import client_environment, run_stranger
 
-from dataset_scripts.common import UserError
 from dataset_scripts.fitzpatrick17k import Fitzpatrick17k
 from dataset_scripts.publishing import dataset_publication
+from melanoma_fair_xai.base.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SPLITS = ("train", "validation", "test")

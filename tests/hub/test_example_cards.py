@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import model_cards
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.hub import __main__ as hub
 
 EXAMPLES = sorted(path.parent for path in Path(model_cards.__file__).parent.rglob("card_data.json"))

@@ -7,7 +7,7 @@ import pytest
 from card_runs import write_generator
 from huggingface_hub import ModelCard
 
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.hub import __main__ as hub
 from melanoma_fair_xai.hub.generator_card import write_generator_card
 

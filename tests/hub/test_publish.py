@@ -12,8 +12,10 @@ from local_hub import DROPPED, NO_COMMITS, STALLED, UNAVAILABLE
 from strangers import client_environment
 from tiny_runs import HOME, classifier_run
 
-from dataset_scripts.common import UserError
-from dataset_scripts.publishing import dataset_publication, next_tag, without_local_paths
+from dataset_scripts.publishing import dataset_publication
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.hub_client import next_tag
+from melanoma_fair_xai.base.publication import without_local_paths
 from melanoma_fair_xai.hub.publish import model_publication
 
 CLASSIFIER = ["README.md", "config.json", "fairness.csv", "figures/roc.png", "metrics.json", "model.safetensors"]

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import model_cards
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.fairness import compare
 from melanoma_fair_xai.hub.classifier_card import metric_rows
 from model_cards import reproduce, results

@@ -3,8 +3,8 @@ import pytest
 import torch
 from accelerate.data_loader import prepare_data_loader
 
+from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.engine.sampler import EpochSampler, training_loader
-from melanoma_fair_xai.engine.seeding import sample_generator
 
 
 def test_a_sample_has_its_own_random_numbers():

@@ -1,6 +1,7 @@
 """Files that are whole or absent, for everything that a run or a report writes."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -53,3 +54,12 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     return str(value)
+
+
+def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
+    """A file's hash in hexadecimal digits, read in pieces."""
+    digest = hashlib.new(algorithm)
+    with open(path, "rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
