@@ -3,7 +3,6 @@
 import contextlib
 import os
 import resource
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +14,6 @@ from dataset_scripts.phantom import Phantom
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "MELANOMA_FAIR_XAI_DATA"
-
-
-def pytest_configure(config) -> None:
-    """Each test process has its own copy of the code that comes with models: diffusers rewrites it at every load."""
-    folder = tempfile.TemporaryDirectory()
-    config.add_cleanup(folder.cleanup)
-    os.environ["HF_MODULES_CACHE"] = folder.name
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
@@ -40,14 +32,6 @@ def real_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"needs the real data: set {DATA_VARIABLE} to the folder that holds ham10000/ and fitzpatrick17k/")
     return folder
-
-
-@pytest.fixture(autouse=True)
-def caches_of_their_own(tmp_path_factory, monkeypatch):
-    """No test reads or fills the user's caches."""
-    cache = tmp_path_factory.getbasetemp() / "cache"
-    monkeypatch.setenv("MELANOMA_FAIR_XAI_CACHE", str(cache))
-    monkeypatch.setenv("HF_DATASETS_CACHE", str(cache / "datasets"))
 
 
 @pytest.fixture(scope="session")

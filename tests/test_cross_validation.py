@@ -31,8 +31,6 @@ def launch(monkeypatch, *arguments: object) -> None:
 def whole(phantoms, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "whole"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MELANOMA_FAIR_XAI_CACHE", str(folder.parent / "cache"))
-        patch.setenv("HF_DATASETS_CACHE", str(folder.parent / "cache" / "datasets"))
         launch(patch, "--dataset_name", phantoms, "--output_dir", folder, "--cross_validation", 5, *TINY)
     return folder
 

@@ -2,7 +2,6 @@
 
 import random
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from melanoma_fair_xai.base.files import plain
 
 sys.path.append(str(Path(__file__).parent / "engine"))
-from toy_runs import CONTEXT, differences, partial_checkpoints, running  # noqa: E402
+from toy_runs import CONTEXT, differences, kill_after_first_checkpoint, running  # noqa: E402
 
 CONTEXT.set_forkserver_preload(["train_classifier", "transformers.models.timm_wrapper", "torch._dynamo"])
 
@@ -57,15 +56,8 @@ def test_ten_random_kills_resume_exactly(phantoms, tmp_path, processes, workers,
     for number in range(KILLS):
         folder = tmp_path / str(number)
         flags = [*run_flags, "--checkpointing_steps", "2", "--dataloader_num_workers", str(workers)]
-        with running(folder, *flags, processes=processes, module="train_classifier") as run:
-            started = time.monotonic()
-            while not any(folder.glob("checkpoint-*")):
-                assert time.monotonic() < started + 120 and run.processes[0].exitcode is None, run.text
-                time.sleep(0.002)
-            time.sleep(generator.uniform(0, 1.0))
-            run.kill()
-        assert not (folder / "metrics.json").exists(), "it was killed too late"
-        while_writing += bool(partial_checkpoints(folder))
+        options = {"processes": processes, "module": "train_classifier", "seconds": generator.uniform(0, 1.0)}
+        while_writing += kill_after_first_checkpoint(folder, *flags, **options)
         finish(folder, "--resume_from_checkpoint", "latest", processes=processes)
         count, differing = differences(reference, state(folder))
         assert differing == [], f"seed {seed}, kill {number}"

@@ -51,7 +51,6 @@ def trained(phantoms, tmp_path_factory):
     """A run of 15 steps and what it printed."""
     folder = tmp_path_factory.mktemp("runs") / "trained"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MELANOMA_FAIR_XAI_CACHE", str(folder.parent / "cache"))
         steps = ["--max_train_steps", 15, "--validation_steps", 10, "--checkpointing_steps", 5, "--ema_max_decay", 0.9]
         launch(patch, "--dataset_name", phantoms, "--output_dir", folder, *TINY, *steps)
     return folder

@@ -2,7 +2,6 @@
 
 import random
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,7 @@ from safetensors.torch import load_file
 from melanoma_fair_xai.base.files import plain
 
 sys.path.append(str(Path(__file__).parent / "engine"))
-from toy_runs import CONTEXT, differences, partial_checkpoints, running  # noqa: E402
+from toy_runs import CONTEXT, differences, kill_after_first_checkpoint, running  # noqa: E402
 
 CONTEXT.set_forkserver_preload(["train_diffusion", "torch._dynamo", "diffusers.models.unets.unet_2d"])
 
@@ -51,15 +50,8 @@ def finish(folder: Path, *flags: str, processes: int) -> str:
 
 def kill_and_resume(folder: Path, flags: list[str], processes: int, seconds: float) -> bool:
     """Kill a run some seconds after its first checkpoint and resume it; whether it was writing a checkpoint."""
-    with running(folder, *flags, *FREQUENT, processes=processes, module="train_diffusion") as run:
-        started = time.monotonic()
-        while not any(folder.glob("checkpoint-*")):
-            assert time.monotonic() < started + 120 and run.processes[0].exitcode is None, run.text
-            time.sleep(0.002)
-        time.sleep(seconds)
-        run.kill()
-    assert not (folder / "metrics.json").exists(), "it was killed too late"
-    writing = bool(partial_checkpoints(folder))
+    options = {"processes": processes, "module": "train_diffusion", "seconds": seconds}
+    writing = kill_after_first_checkpoint(folder, *flags, *FREQUENT, **options)
     assert "resuming from checkpoint-" in finish(folder, "--resume_from_checkpoint", "latest", processes=processes)
     return writing
 

@@ -169,7 +169,7 @@ import sys
 sys.path.insert(0, {tests!r})
 from test_builder import DiskFull
 from dataset_scripts.builder import prepare_parquet
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
 run_command(lambda: prepare_parquet(DiskFull(), {out!r}, "# Toys", num_proc={num_proc}))
 """
 

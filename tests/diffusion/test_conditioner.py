@@ -102,4 +102,8 @@ def test_saved_and_loaded_it_is_the_same(networks, tmp_path):
     conditioner.save_pretrained(tmp_path)
     loaded = LesionConditioner.from_pretrained(tmp_path)
     assert loaded.names == conditioner.names
-    assert torch.equal(vector(loaded, diagnosis="mel", age=33), vector(conditioner, diagnosis="mel", age=33))
+    assert loaded.state_dict().keys() == conditioner.state_dict().keys()
+    assert all(torch.equal(tensor, conditioner.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+    asked = {"diagnosis": "mel", "age": 33}
+    # Not to the bit: the loader leaves the weights where the file has them, and the kernel hangs on their alignment.
+    torch.testing.assert_close(vector(loaded, **asked), vector(conditioner, **asked), atol=1e-5, rtol=0)

@@ -35,7 +35,7 @@ def test_two_nodes_train_as_two_processes_on_one(tmp_path):
     launch += ["--main_process_ip", "127.0.0.1", "--main_process_port", str(free_port())]
     with start(*launch, "--machine_rank", "1", str(TOY), "--output_dir", "nodes", cwd=tmp_path) as second:
         text = run(*launch, "--machine_rank", "0", str(TOY), "--output_dir", "nodes", cwd=tmp_path)
-        other = second.communicate(timeout=60)[0]
+        other = second.communicate(timeout=180)[0]
     assert second.returncode == 0, other
     assert "process 0 of 2" in text and "process 1 of 2" in other
     run_to_end(tmp_path / "one", processes=2)

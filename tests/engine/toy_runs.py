@@ -9,11 +9,12 @@ import multiprocessing
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -89,7 +90,7 @@ class Run:
 
     def wait_for(self, pattern: str, timeout: float = 120) -> None:
         """Return once the output matches the pattern, whole lines only."""
-        self._poll(lambda: re.search(f"^(?:{pattern})\n", self.text, re.MULTILINE), timeout)
+        self.wait_until(lambda: re.search(f"^(?:{pattern})\n", self.text, re.MULTILINE), timeout)
 
     def stop_while_writing(self, delay: float = 0, timeout: float = 120) -> bool:
         """Freeze the run while a checkpoint is being written, up to `delay` seconds after the writing began.
@@ -97,7 +98,7 @@ class Run:
         False if it ended without having been seen at that.
         """
         while not self.ended:
-            self._poll(lambda: partial_checkpoints(self.folder) or self.ended, timeout)
+            self.wait_until(lambda: partial_checkpoints(self.folder) or self.ended, timeout)
             time.sleep(delay)
             self.signal(signal.SIGSTOP)
             if partial_checkpoints(self.folder):
@@ -106,7 +107,7 @@ class Run:
             delay /= 2
         return False
 
-    def _poll(self, condition, timeout: float) -> None:
+    def wait_until(self, condition: Callable[[], object], timeout: float = 120) -> None:
         end = time.monotonic() + timeout
         while not condition():
             if time.monotonic() > end or self.ended:
@@ -139,6 +140,22 @@ def run_to_end(folder: pathlib.Path, *flags: str, processes: int = 1, **options)
         for rank in range(processes):
             assert f"process {rank} of {processes}\n" in run.text
         return run.text
+
+
+def kill_after_first_checkpoint(folder: pathlib.Path, *flags: str, seconds: float, **options) -> bool:
+    """Kill a run some seconds after its first checkpoint; whether it was writing another one.
+
+    One that got to its end meanwhile, as it may on a busy machine, is made again and killed sooner.
+    """
+    for attempt in range(5):
+        with running(folder, *flags, **options) as run:
+            run.wait_until(lambda: any(folder.glob("checkpoint-*")))
+            time.sleep(seconds / 2**attempt)
+            run.kill()
+        if not (folder / "metrics.json").exists():
+            return bool(partial_checkpoints(folder))
+        shutil.rmtree(folder)
+    raise AssertionError("it was always killed too late")
 
 
 def partial_checkpoints(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -12,7 +12,7 @@ from strangers import client_environment
 
 SERVE = """
 import contextlib, io, json, os, sys
-from dataset_scripts.common import run_command
+from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.hub.__main__ import main
 
 for line in sys.stdin:

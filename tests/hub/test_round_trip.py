@@ -6,27 +6,27 @@ import numpy as np
 import pytest
 import timm
 import torch
-from strangers import run_stranger
+from strangers import digest, run_stranger
 from tiny_runs import classifier_run, generator_run, lesion
 
 from melanoma_fair_xai.classifier.export import load_classifier
 
 TIMM = """
-import timm, torch
+import timm
 from PIL import Image
 
-def logits(name):
-    model = timm.create_model(f"hf-hub:{name}", pretrained=True).eval()
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
-    with torch.no_grad():
-        return model(transform(Image.open("lesion.png"))[None])
-
 repo_id, commit = sys.argv[1:]
-results = {"head": logits(repo_id), "tag": logits(f"{repo_id}@v1"), "commit": logits(f"{repo_id}@{commit}")}
+results = {}
+for name, revision in (("head", ""), ("tag", "@v1"), ("commit", f"@{commit}")):
+    model = timm.create_model(f"hf-hub:{repo_id}{revision}", pretrained=True).eval()
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))
+    results[f"{name} weights"] = digest(model)
+    with torch.no_grad():
+        results[name] = model(transform(Image.open("lesion.png"))[None])
 """
 
 TRANSFORMERS = """
-import json, torch
+import json
 from huggingface_hub import hf_hub_download
 from PIL import Image
 from transformers import AutoImageProcessor, AutoModelForImageClassification, pipeline
@@ -36,6 +36,7 @@ image, results = Image.open("lesion.png"), {}
 for name, revision in (("head", None), ("tag", "v1"), ("commit", commit)):
     model = AutoModelForImageClassification.from_pretrained(repo_id, revision=revision).eval()
     processor = AutoImageProcessor.from_pretrained(repo_id, revision=revision)
+    results[f"{name} weights"] = digest(model)
     with torch.no_grad():
         results[name] = model(**processor(image, return_tensors="pt")).logits
 answers = pipeline("image-classification", repo_id)(image, function_to_apply="none")
@@ -46,7 +47,6 @@ results["threshold"] = config["operating_point"]["threshold"]
 """
 
 DIFFUSERS = """
-import torch
 from diffusers import DiffusionPipeline
 
 repo_id, commit = sys.argv[1:]
@@ -54,6 +54,7 @@ results = {}
 for name, revision in (("head", None), ("tag", "v1"), ("commit", commit)):
     pipeline = DiffusionPipeline.from_pretrained(repo_id, revision=revision, trust_remote_code=True)
     assert type(pipeline).__name__ == "LesionPipeline"
+    results[f"{name} weights"] = digest(pipeline.unet, pipeline.conditioner)
     pipeline.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
     images = pipeline(["mel", "nv"], age=[40, None], generator=generators, num_inference_steps=3, output_type="np")
@@ -73,29 +74,30 @@ def push_twice(make, folder: Path, name: str, run_hub, local_hub) -> list[str]:
 
 @pytest.fixture(scope="module")
 def classifiers(tmp_path_factory, run_hub, local_hub):
-    """Folders of the two versions, their logits, and the first one's commit."""
+    """The weights' digests and the logits of the two versions, and the first one's commit."""
     folder = tmp_path_factory.mktemp("classifiers")
     commits = push_twice(classifier_run, folder, "classifier", run_hub, local_hub)
-    return [own_logits(folder / str(seed)) for seed in (0, 1)], commits[0]
+    return [own(folder / str(seed)) for seed in (0, 1)], commits[0]
 
 
-def own_logits(folder: Path) -> np.ndarray:
+def own(folder: Path) -> tuple[str, np.ndarray]:
     model, info = load_classifier(folder)
     transform = timm.data.create_transform(**info.data_config)
     with torch.no_grad():
-        return model(transform(lesion())[None]).numpy()
+        return digest(model), model(transform(lesion())[None]).numpy()
 
 
 @pytest.mark.parametrize("loader", [TIMM, TRANSFORMERS], ids=["timm", "transformers"])
 def test_every_loader_gives_the_logits_of_the_version_it_asks_for(classifiers, local_hub, tmp_path, loader):
     (first, second), commit = classifiers
-    assert np.abs(first - second).max() > 0.01
+    assert np.abs(first[1] - second[1]).max() > 0.01
     lesion().save(tmp_path / "lesion.png")
     results = run_stranger(loader, local_hub, tmp_path, "tester/classifier", commit)
-    for name, expected in (("head", second), ("tag", first), ("commit", first)):
-        np.testing.assert_array_equal(results[name], expected)
+    for name, (weights, logits) in (("head", second), ("tag", first), ("commit", first)):
+        assert results[f"{name} weights"] == weights
+        np.testing.assert_allclose(results[name], logits, atol=1e-5)
     if loader == TRANSFORMERS:
-        np.testing.assert_allclose(results["pipeline"], second, rtol=1e-6)
+        np.testing.assert_allclose(results["pipeline"], second[1], atol=1e-5)
         assert results["threshold"] == 0.5
 
 
@@ -109,8 +111,11 @@ def test_the_generator_gives_the_images_of_the_version_it_asks_for(tmp_path, run
         pipeline.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
         options = {"generator": generators, "num_inference_steps": 3, "output_type": "np"}
-        expected.append(pipeline(["mel", "nv"], age=[40, None], **options).images)
-    assert np.abs(expected[0] - expected[1]).max() > 0.01
+        images = pipeline(["mel", "nv"], age=[40, None], **options).images
+        expected.append((digest(pipeline.unet, pipeline.conditioner), images))
+    first, second = expected
+    assert np.abs(first[1] - second[1]).max() > 0.01
     results = run_stranger(DIFFUSERS, local_hub, tmp_path / "stranger", "tester/generator", commits[0])
-    for name, images in (("head", expected[1]), ("tag", expected[0]), ("commit", expected[0])):
-        np.testing.assert_array_equal(results[name], images)
+    for name, (weights, images) in (("head", second), ("tag", first), ("commit", first)):
+        assert results[f"{name} weights"] == weights
+        np.testing.assert_allclose(results[name], images, atol=1e-4)
