@@ -32,12 +32,13 @@ from melanoma_fair_xai.data.targets import apply_target
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
 from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME, open_run_folder
-from melanoma_fair_xai.explain.attributions import METHODS, Explainer, LogOdds
-from melanoma_fair_xai.explain.explanation import Images, Options, explain_images
+from melanoma_fair_xai.explain.attributions import Explainer, LogOdds
+from melanoma_fair_xai.explain.batches import Images, Options, explain_images
 from melanoma_fair_xai.explain.layers import describe_layers, map_layers
-from melanoma_fair_xai.explain.report import Facts, write_report
+from melanoma_fair_xai.explain.methods import METHODS
+from melanoma_fair_xai.explain.page import Facts, write_report
 from melanoma_fair_xai.explain.summary import error_types
-from melanoma_fair_xai.explain.traps import ERASERS, TRAPS
+from melanoma_fair_xai.explain.traps import TRAPS
 
 
 @dataclass
@@ -107,8 +108,7 @@ def main() -> None:
                     data=data.dataset_name or f"{len(images.ids)} images by name",
                     split="" if arguments.images else data.split,
                     phantoms=records.are_phantoms,
-                    method=arguments.method,
-                    layer="" if layer is None else f"{layer.name} ({layer.grid[0]} x {layer.grid[1]})",
+                    layer=layer,
                     options=options,
                     skipped=len(records.skipped),
                     command=" ".join(["python", *sys.argv]),
@@ -153,8 +153,9 @@ def load_images(
         name: decode_masks(records.masks, name, np.arange(len(pixels)), info.data_config)
         for name in (records.masks.column_names if records.masks is not None else ())
     }
-    if any(trap in ERASERS for trap in arguments.trap) and "mask" not in drawn:
-        raise UserError(f"--trap {arguments.trap[0]}: needs lesion masks, and these images have none")
+    erasers = [trap for trap in arguments.trap if TRAPS[trap].needs_masks]
+    if erasers and "mask" not in drawn:
+        raise UserError(f"--trap {erasers[0]}: needs lesion masks, and these images have none")
     masks = drawn["mask"] > 0 if "mask" in drawn else None
     return records, Images(records.table["image_id"].tolist(), pixels, masks, drawn.get("artefact_mask"))
 

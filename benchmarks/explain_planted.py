@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from melanoma_fair_xai.explain.report import artefact_rows, is_caught
+from melanoma_fair_xai.explain.findings import artefact_rows, is_caught
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

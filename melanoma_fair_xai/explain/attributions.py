@@ -1,7 +1,6 @@
 """Attribution maps by captum: which places of an image speak for the class that is asked about."""
 
 import copy
-import warnings
 from typing import Any
 
 import captum.attr
@@ -10,19 +9,8 @@ from torch import nn
 
 from melanoma_fair_xai.base.errors import UserError
 
-from .layers import MapLayer, find_layer, grid_module
-
-METHODS = {
-    "gradcam": "Grad-CAM (Selvaraju et al. 2017)",
-    "guided_gradcam": "guided Grad-CAM (Selvaraju et al. 2017)",
-    "integrated_gradients": "integrated gradients from the mean colour (Sundararajan et al. 2017)",
-    "smoothgrad": "SmoothGrad (Smilkov et al. 2017)",
-    "occlusion": "occlusion by the mean colour (Zeiler and Fergus 2014)",
-}
-NOISE = 0.15  # SmoothGrad's standard deviation on images in [0, 1]; its paper advises 0.1 to 0.2
-NOISE_SAMPLES = 16
-PATH_STEPS = 32
-WINDOWS = 8  # occluding windows along a side; each moves by half its width
+from .layers import find_layer, grid_module
+from .methods import METHODS
 
 
 class LogOdds(nn.Module):
@@ -52,13 +40,13 @@ class Explainer:
 
     Args:
         net: the published classifier as `LogOdds`, in evaluation mode; it is copied.
-        method: one of METHODS.
+        method: one of METHODS, by name.
         input_size: (3, height, width).
-        layer: of Grad-CAM, by name; default: the last stage. Other methods do not need one.
+        layer: by name, for a method that takes one; default: the last stage.
         batch_size: how many images a forward pass may take.
 
     Raises:
-        UserError: an unknown layer, or a net without the rectifiers that guided Grad-CAM works on.
+        UserError: an unknown method or layer, or a net without what the method works on.
     """
 
     def __init__(
@@ -69,82 +57,41 @@ class Explainer:
         layer: str | None = None,
         batch_size: int = 64,
     ):
+        if method not in METHODS:
+            raise UserError(f"--method {method}: unknown; choose one of {', '.join(METHODS)}")
         self.net = copy.deepcopy(net).eval()
-        self.method, self.size, self.batch_size = method, tuple(input_size[1:]), batch_size
+        self.method, self.size, self.batch_size = METHODS[method], tuple(input_size[1:]), batch_size
         for module in self.net.modules():
             if getattr(module, "inplace", False):
                 module.inplace = False  # an activation that overwrites its input hides it from captum's hooks
-        self.layer: MapLayer | None = None
-        if method in ("gradcam", "guided_gradcam"):
-            self.layer = find_layer(self.net.model, input_size, layer)
-            module = grid_module(self.net.model, self.layer)
-        if method == "gradcam":
-            self.algorithm = captum.attr.LayerGradCam(self.net, module)
-        elif method == "guided_gradcam":
-            if not any(isinstance(child, nn.ReLU) for child in self.net.modules()):
-                raise UserError(
-                    "--method guided_gradcam: it changes the gradients of ReLU, and this model has none\n"
-                    f"choose another of {', '.join(METHODS)}"
-                )
-            self.algorithm = captum.attr.GuidedGradCam(self.net, module)
-        elif method == "integrated_gradients":
-            self.algorithm = captum.attr.IntegratedGradients(self.net)
-        elif method == "smoothgrad":
-            self.algorithm = captum.attr.NoiseTunnel(captum.attr.Saliency(self.net))
-        elif method == "occlusion":
-            self.algorithm = captum.attr.Occlusion(self.net)
-        else:
-            raise UserError(f"--method {method}: unknown; choose one of {', '.join(METHODS)}")
+        needs = self.method.needs
+        if needs and not any(isinstance(module, getattr(nn, needs)) for module in self.net.modules()):
+            raise UserError(
+                f"--method {method}: it works on {needs} layers, and this model has none\n"
+                f"choose another of {', '.join(METHODS)}"
+            )
+        self.layer = find_layer(self.net.model, input_size, layer) if self.method.takes_layer else None
+        of = [self.net] if self.layer is None else [self.net, grid_module(self.net.model, self.layer)]
+        self.algorithm = getattr(captum.attr, self.method.algorithm)(*of)
 
     @property
     def grid(self) -> tuple[int, int]:
-        """How finely the method resolves an image: the layer's grid for Grad-CAM, else the image's own pixels."""
-        return self.layer.grid if self.method == "gradcam" else self.size
+        """How finely the method resolves an image, (height, width)."""
+        return self.method.grid(self)
+
+    def mean_colour(self, images: torch.Tensor) -> torch.Tensor:
+        """The colour that the net takes for zero, as one image (1, 3, H, W) of the size of `images`."""
+        return self.net.mean.expand_as(images[:1])
 
     def __call__(self, images: torch.Tensor, targets: torch.Tensor, seeds: list[int]) -> torch.Tensor:
-        """Maps float32 (N, H, W), channels summed; what speaks against the target is negative (zero for Grad-CAM).
+        """Maps float32 (N, H, W), channels summed; what speaks for the target is positive.
 
         Args:
             images: float32 (N, 3, H, W) in [0, 1].
             targets: int64 (N,): 1 for melanoma, 0 for its absence.
-            seeds: one per image, for the noise of SmoothGrad.
+            seeds: one per image, for a method that draws noise.
         """
-        if self.method == "gradcam":
-            maps = self.algorithm.attribute(images, targets, relu_attributions=True)
-            return captum.attr.LayerAttribution.interpolate(maps, self.size, "bilinear")[:, 0].detach()
-        images = images.detach().requires_grad_(self.method != "occlusion")
-        if self.method == "guided_gradcam":
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # that hooks are set, and removed afterwards
-                return self.algorithm.attribute(images, targets, interpolate_mode="bilinear").sum(1).detach()
-        if self.method == "integrated_gradients":
-            baseline = self.net.mean.expand_as(images[:1])
-            options = {"n_steps": PATH_STEPS, "internal_batch_size": max(self.batch_size, len(images))}
-            return self.algorithm.attribute(images, baseline, targets, **options).sum(1).detach()
-        if self.method == "occlusion":
-            return self._occlude(images, targets)
-        return torch.cat([self._smooth(*item) for item in zip(images.split(1), targets, seeds, strict=True)])
-
-    def _occlude(self, images: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        window = [max(2, side // WINDOWS) for side in self.size]
-        with torch.no_grad():
-            maps = self.algorithm.attribute(
-                images,
-                (3, *window),
-                strides=(3, *(side // 2 for side in window)),
-                baselines=self.net.mean.expand_as(images[:1]),
-                target=targets,
-                perturbations_per_eval=max(1, self.batch_size // len(images)),
-            )
-        return maps.mean(1)  # windows cover all channels at once, so each channel carries the same value
-
-    def _smooth(self, image: torch.Tensor, target: torch.Tensor, seed: int) -> torch.Tensor:
-        devices = [image.device] if image.device.type == "cuda" else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            options = {"nt_samples": NOISE_SAMPLES, "stdevs": NOISE, "abs": False}
-            gradient = self.algorithm.attribute(image, nt_type="smoothgrad", target=target[None], **options)
-        return gradient.abs().sum(1).detach()
+        return self.method.attribute(self, images.detach().requires_grad_(), targets, seeds).detach()
 
 
 def map_problems(maps: torch.Tensor) -> list[str]:

@@ -1,6 +1,8 @@
 """What a map has to beat: maps that know nothing of the net, and maps of nets that know nothing."""
 
 import copy
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.stats
@@ -11,13 +13,6 @@ from torch import nn
 
 from melanoma_fair_xai.base.seeding import sample_generator
 
-CONTROLS = {
-    "random": "random values on the method's grid",
-    "centre": "a Gaussian at the centre of the image",
-    "edges": "the image's own edges (Sobel)",
-    "mask": "the lesion mask, its pixels in random order",
-    "randomised": "the same method on the net with all its weights shuffled",
-}
 CENTRE_SIGMA = 0.2  # in widths of the image
 CASCADE = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the layers that are shuffled, from the last on; 0 the last alone
 
@@ -51,13 +46,67 @@ def mask_map(masks: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     return masks * (1 - 1e-3 * noise)
 
 
+@dataclass(frozen=True)
+class Given:
+    """What controls are made of: images float32 (N, 3, H, W), their masks bool (N, H, W), uniform noise on the
+    method's grid and on the images' own, and the method's maps (N, H, W) of the shuffled net."""
+
+    images: torch.Tensor
+    masks: torch.Tensor
+    coarse_noise: torch.Tensor
+    noise: torch.Tensor
+    shuffled: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control: `title`, `meaning` and `colour` are those of the page, `make` gives its maps (N, H, W).
+
+    `told` where it is told the truth: it shows what the best map could reach, and is no rival.
+    """
+
+    title: str
+    meaning: str
+    colour: str  # of Okabe and Ito's, which the colour-blind can tell apart
+    make: Callable[[Given], torch.Tensor]
+    told: bool = False
+
+
+CONTROLS = {
+    "random": Control(
+        "random",
+        "random values on the method's grid",
+        "#999999",
+        lambda given: random_map(given.coarse_noise, tuple(given.images.shape[2:])),
+    ),
+    "centre": Control(
+        "centre", "a Gaussian at the centre of the image", "#E69F00", lambda given: centre_map(given.images)
+    ),
+    "edges": Control("edges", "the image's own edges (Sobel)", "#56B4E9", lambda given: edge_map(given.images)),
+    "mask": Control(
+        "mask",
+        "the lesion mask, its pixels in random order",
+        "#009E73",
+        lambda given: mask_map(given.masks, given.noise),
+        told=True,
+    ),
+    "randomised": Control(
+        "shuffled net",
+        "the same method on the net with all its weights shuffled",
+        "#CC79A7",
+        lambda given: given.shuffled,
+    ),
+}
+RIVALS = {name: control for name, control in CONTROLS.items() if not control.told}
+
+
 def weighted_layers(model: nn.Module) -> list[str]:
     """The modules with parameters of their own, in the order of the model's definition, the last layer last."""
     return [name for name, module in model.named_modules() if list(module.parameters(recurse=False))]
 
 
 @torch.no_grad()
-def randomised(model: nn.Module, share: float, seed: int) -> nn.Module:
+def shuffled(model: nn.Module, share: float, seed: int) -> nn.Module:
     """A copy of `model` in which this share of the layers, from the last on and at least one, has shuffled weights.
 
     Each tensor keeps its values and loses their order, so that activations keep about their scale. Adebayo et al.,

@@ -70,9 +70,8 @@ def study_curves(
     targets: torch.Tensor,
     scores: torch.Tensor,
     noise: torch.Tensor,
-    percentiles: tuple[int, ...] = PERCENTILES,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """|change of the score| (N, len(percentiles)) when pixels are blackened, and when they are replaced by `noise`.
+    """|change of the score| (N, 19), at PERCENTILES, when pixels are blackened, and when `noise` replaces them.
 
     Changed are the pixels whose value lies above a percentile of the map's positive values. `scores` (N,) are those of
     the images as they are, `noise` (N, 3, H, W) in [0, 1] is one picture per image. NaN where no value is positive.
@@ -80,10 +79,10 @@ def study_curves(
     values = maps.flatten(1).double()
     positive = torch.where(values > 0, values, torch.nan)
     # In double precision, as NumPy has it: a threshold that is rounded past a pixel's value would add that pixel.
-    at = torch.tensor(percentiles, dtype=torch.float64, device=maps.device) / 100
+    at = torch.tensor(PERCENTILES, dtype=torch.float64, device=maps.device) / 100
     thresholds = positive.nanquantile(at, dim=1).T
     above = values[:, None] > thresholds[:, :, None]
-    above = above.view(len(maps), len(percentiles), 1, *maps.shape[1:])
+    above = above.view(len(maps), len(PERCENTILES), 1, *maps.shape[1:])
     curves = []
     for fill in (images.new_zeros(()), noise[:, None]):
         changed = scorer.copies(torch.where(above, fill, images[:, None]), targets)

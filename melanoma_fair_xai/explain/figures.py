@@ -7,14 +7,12 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .batches import Explanations
 from .controls import CASCADE, CONTROLS
-from .explanation import Explanations
 from .fidelity import PERCENTILES
 from .measures import MEASURES
 
-# Okabe and Ito's colours, which the colour-blind can tell apart; the method in black.
-COLOURS = dict(zip(CONTROLS, ("#999999", "#E69F00", "#56B4E9", "#009E73", "#CC79A7"), strict=True))
-METHOD = "#000000"
+METHOD_COLOUR = "#000000"
 
 
 def plot_fidelity(explanations: Explanations, method: str, path: Path) -> None:
@@ -25,11 +23,11 @@ def plot_fidelity(explanations: Explanations, method: str, path: Path) -> None:
         axes[0], [("blacken", "pixels blackened"), ("randomise", "pixels randomised")], strict=True
     ):
         usable = np.isfinite(explanations.curves["", kind]).all(axis=1)  # the same images for every curve
-        for name in (*CONTROLS, ""):
+        lines = [(name, control.title, control.colour, 1.2) for name, control in CONTROLS.items()]
+        for name, label, colour, width in (*lines, ("", method, METHOD_COLOUR, 2.5)):
             curve = explanations.curves[name, kind][usable]
             if np.isfinite(curve).any():
-                style = {"color": COLOURS[name], "linewidth": 1.2} if name else {"color": METHOD, "linewidth": 2.5}
-                axis.plot(PERCENTILES, np.nanmean(curve, axis=0), label=name or method, **style)
+                axis.plot(PERCENTILES, np.nanmean(curve, axis=0), label=label, color=colour, linewidth=width)
         axis.set(xlabel="pixels above this percentile are changed", ylabel="mean |change of score|", title=title)
         axis.set_ylim(bottom=0)
     if axes[0, 0].lines:  # none where no map of any image could be used
@@ -53,12 +51,12 @@ def plot_against_controls(comparison: pd.DataFrame, path: Path) -> None:
     for axis in axes.flat[len(rows) :]:
         axis.axis("off")
     for place, (axis, (_, row)) in enumerate(zip(axes.flat, rows.iterrows(), strict=False)):
-        names = list(CONTROLS)[::-1]
-        for height, name in enumerate(names):
+        for height, (name, control) in enumerate(reversed(CONTROLS.items())):
             values = [row[f"over_{name}{end}"] for end in ("", "_low", "_high")]
-            _interval(axis, height, *values, COLOURS[name])
-        axis.set_yticks(range(len(names)), names if place % columns == 0 else [""] * len(names), fontsize=8)
-        axis.set_ylim(-0.6, len(names) - 0.4)
+            _interval(axis, height, *values, control.colour)
+        titles = [control.title if place % columns == 0 else "" for control in reversed(CONTROLS.values())]
+        axis.set_yticks(range(len(titles)), titles, fontsize=8)
+        axis.set_ylim(-0.6, len(titles) - 0.4)
         axis.axvline(0, color="0.6", linewidth=0.8, zorder=0)
         axis.set_title(MEASURES[row["measure"]].title, fontsize=9)
         axis.tick_params("x", labelsize=7)
@@ -84,17 +82,17 @@ def plot_cascade(groups: pd.DataFrame, path: Path) -> None:
     _save(figure, path)
 
 
-def plot_groups(groups: pd.DataFrame, measures: list[str], titles: dict[str, str], path: Path) -> None:
-    """Means with intervals of some measures, one panel each, by every group that can be estimated."""
-    groups = groups[groups["measure"].isin(measures) & groups["estimable"]]
+def plot_groups(groups: pd.DataFrame, titles: dict[str, str], path: Path) -> None:
+    """Means with intervals of the measures that have a title, one panel each, by every group that can be estimated."""
+    groups = groups[groups["measure"].isin(titles) & groups["estimable"]]
     labels = groups[["group_column", "group"]].drop_duplicates()
     places = {(column, group): -i for i, (column, group) in enumerate(labels.itertuples(index=False))}
-    figure = Figure(figsize=(2.3 * len(measures) + 2, 0.22 * len(places) + 1), layout="constrained")
-    axes = figure.subplots(1, len(measures), squeeze=False)[0]
-    for number, (axis, measure) in enumerate(zip(axes, measures, strict=True)):
+    figure = Figure(figsize=(2.3 * len(titles) + 2, 0.22 * len(places) + 1), layout="constrained")
+    axes = figure.subplots(1, len(titles), squeeze=False)[0]
+    for number, (axis, measure) in enumerate(zip(axes, titles, strict=True)):
         for row in groups[groups["measure"] == measure].itertuples():
             overall = row.group_column == "all"
-            colour = METHOD if overall else "#0072B2"
+            colour = METHOD_COLOUR if overall else "#0072B2"
             _interval(axis, places[row.group_column, row.group], row.mean, row.low, row.high, colour)
             if overall:
                 axis.axvline(row.mean, color="0.8", linewidth=0.8, zorder=0)

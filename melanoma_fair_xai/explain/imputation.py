@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 
 CACHED = 1 << 18  # values that a processor's cache holds: larger steps wait for memory
+MAX_STEPS = 500
 
 
-def impute(images: torch.Tensor, removed: torch.Tensor, tolerance: float = 3e-4, max_steps: int = 500) -> torch.Tensor:
+def impute(images: torch.Tensor, removed: torch.Tensor, tolerance: float = 3e-4) -> torch.Tensor:
     """Images float32 (N, C, H, W) with the removed pixels (bool (N, 1, H, W)) solved for from the others.
 
     A removed pixel is the weighted mean of its neighbours: one linear system per image and channel, symmetric and
@@ -15,18 +16,18 @@ def impute(images: torch.Tensor, removed: torch.Tensor, tolerance: float = 3e-4,
     """
     size = len(images) if images.device.type != "cpu" else max(1, CACHED // images[0].numel())
     parts = zip(images.split(size), removed.split(size), strict=True)
-    return torch.cat([_solve(*part, tolerance, max_steps) for part in parts])
+    return torch.cat([_solve(*part, tolerance) for part in parts])
 
 
-def _solve(images: torch.Tensor, removed: torch.Tensor, tolerance: float, max_steps: int) -> torch.Tensor:
+def _solve(images: torch.Tensor, removed: torch.Tensor, tolerance: float) -> torch.Tensor:
     if not removed.any():
         return images
     inside = neighbours(torch.ones_like(images[:1, :1]))  # less than 1 at the border
-    filled = torch.where(removed, _solve_coarsely(images, removed, tolerance, max_steps), images)
+    filled = torch.where(removed, _solve_coarsely(images, removed, tolerance), images)
     residual = neighbours(filled).addcmul_(inside, filled, value=-1).mul_(removed)
     direction = residual.clone()
     power = _dot(residual, residual)
-    for _ in range(max_steps):
+    for _ in range(MAX_STEPS):
         if residual.abs().max() <= tolerance:
             break
         applied = neighbours(direction).neg_().addcmul_(inside, direction).mul_(removed)
@@ -59,10 +60,10 @@ def neighbours(values: torch.Tensor) -> torch.Tensor:
     return down.div_(12).sub_(values, alpha=1 / 3)
 
 
-def _solve_coarsely(images: torch.Tensor, removed: torch.Tensor, tolerance: float, max_steps: int) -> torch.Tensor:
+def _solve_coarsely(images: torch.Tensor, removed: torch.Tensor, tolerance: float) -> torch.Tensor:
     """The solution at half the resolution, where a pixel is known if one of its four is, brought back to this one."""
     known = (~removed).to(images.dtype)
     weight = F.avg_pool2d(known, 2, ceil_mode=True)
     means = F.avg_pool2d(images * known, 2, ceil_mode=True) / weight.clamp(min=1e-6)
-    coarse = _solve(means, weight == 0, tolerance, max_steps)
+    coarse = _solve(means, weight == 0, tolerance)
     return F.interpolate(coarse, images.shape[2:], mode="bilinear")

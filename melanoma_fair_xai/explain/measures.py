@@ -15,11 +15,16 @@ from .localisation import localisation
 
 @dataclass(frozen=True)
 class Measure:
-    """`better` is `higher` or `lower`; `meaning` is what the report says."""
+    """A measure of a map: `title` and `meaning` are what the page says, `better` is `higher` or `lower`.
+
+    `compared` with controls or not; shown `by_group` on the page or not (groups.csv has all).
+    """
 
     title: str
     better: str
     meaning: str
+    compared: bool = True
+    by_group: bool = False
 
 
 MEASURES = {
@@ -28,6 +33,7 @@ MEASURES = {
         "higher",
         "mean |change of the score| when the pixels above the 5th to 95th percentile of the positive attribution turn "
         "black (the original study's)",
+        by_group=True,
     ),
     "fidelity_randomise": Measure("fidelity, randomised", "higher", "the same with random pixels in their place"),
     "insertion_blur": Measure(
@@ -35,30 +41,37 @@ MEASURES = {
     ),
     "insertion_mean": Measure("insertion AUC, mean", "higher", "the same into the image's mean colour"),
     "deletion_blur": Measure(
-        "deletion AUC, blur", "lower", "area under the score, most relevant pixels blurred first (RISE)"
+        "deletion AUC, blur", "lower", "area under the score, most relevant pixels blurred first (RISE)", by_group=True
     ),
     "deletion_mean": Measure("deletion AUC, mean", "lower", "the same by the image's mean colour"),
     "road_most": Measure(
         "ROAD, most relevant first",
         "lower",
         "mean change of the score, 20 to 80 % of the pixels removed and imputed from their neighbours",
+        by_group=True,
     ),
     "road_least": Measure("ROAD, least relevant first", "higher", "the same from the other end"),
     "average_drop": Measure("average drop", "lower", "share of the score lost on image times map (Grad-CAM++)"),
     "average_increase": Measure("average increase", "higher", "share of images whose score rises on image times map"),
-    "infidelity": Measure("infidelity", "lower", "captum's, normalised, for random squares of mean colour"),
+    "infidelity": Measure(
+        "infidelity", "lower", "captum's, normalised, for random squares of mean colour", by_group=True
+    ),
     "max_sensitivity": Measure(
-        "max-sensitivity", "lower", "captum's: largest relative change of the map under noise of 2 % of the range"
+        "max-sensitivity",
+        "lower",
+        "captum's: largest relative change of the map under noise of 2 % of the range",
+        compared=False,  # a map that ignores the image never changes, so that a control's says nothing
     ),
     "energy_in_mask": Measure("energy in mask", "higher", "share of the positive attribution inside the lesion mask"),
-    "pointing_game": Measure("pointing game", "higher", "share of maps whose maximum lies in the mask"),
+    "pointing_game": Measure("pointing game", "higher", "share of maps whose maximum lies in the mask", by_group=True),
     "iou": Measure("IoU at matched area", "higher", "overlap of the mask with as many of the most relevant pixels"),
-    "energy_in_mask_ratio": Measure("energy in mask / area", "higher", "divided by the lesion's share of the image"),
+    "energy_in_mask_ratio": Measure(
+        "energy in mask / area", "higher", "divided by the lesion's share of the image", by_group=True
+    ),
     "pointing_game_ratio": Measure("pointing game / area", "higher", "divided by the lesion's share of the image"),
     "iou_ratio": Measure("IoU / area", "higher", "divided by the lesion's share of the image"),
 }
-# A map that ignores the image never changes, so that a control's max-sensitivity says nothing.
-COMPARED = tuple(name for name in MEASURES if name != "max_sensitivity")
+COMPARED = tuple(name for name, measure in MEASURES.items() if measure.compared)
 
 
 @dataclass(frozen=True)
@@ -128,7 +141,7 @@ def measure_maps(
     values["average_drop"], values["average_increase"] = fidelity.average_drop(scorer, images, maps, targets, scores)
     values["infidelity"] = fidelity.infidelity(scorer, images, maps, targets, probes.squares)
     values |= localisation(maps, ranks, probes.masks)
-    return {name: _rows(value, usable) for name, value in values.items()}, {
+    return {name: _rows(values[name], usable) for name in COMPARED}, {
         name: _rows(curve, usable) for name, curve in curves.items()
     }
 

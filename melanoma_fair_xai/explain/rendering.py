@@ -10,16 +10,10 @@ import torch
 from matplotlib.figure import Figure
 
 from .attributions import map_problems
+from .summary import ERROR_TITLES
 
 DISPLAY_SIZE = 256  # pixels a side, at least
 CONTOUR_PERCENTILES = (50, 75, 90)  # of the positive attribution
-ERROR_TITLES = {
-    "TP": "true positives: melanoma, called so",
-    "FN": "false negatives: melanoma, missed",
-    "FP": "false positives: benign, called melanoma",
-    "TN": "true negatives: benign, called so",
-    "unknown": "images without a label",
-}
 
 
 def heat_map(pixels: np.ndarray, values: np.ndarray) -> np.ndarray:

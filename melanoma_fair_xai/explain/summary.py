@@ -2,19 +2,25 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from dataset_scripts.common import UNKNOWN
 from melanoma_fair_xai.fairness import mean_by_group
 
-from .controls import CASCADE, CONTROLS
-from .explanation import column_name
+from .batches import ARTEFACT_ENERGIES, column_name
+from .controls import CASCADE, CONTROLS, RIVALS
 from .measures import COMPARED, MEASURES
+from .traps import TRAPS, trap_columns
 
-ERRORS = {(1, True): "TP", (0, True): "FP", (0, False): "TN", (1, False): "FN"}
-TRAP_MARGIN = 0.05
-ARTEFACT_CONTROLS = ("random", "centre", "edges", "randomised")
+# Types of decision, by (label, whether melanoma is decided), and what the page of examples calls them.
+ERRORS = {(1, True): "TP", (1, False): "FN", (0, True): "FP", (0, False): "TN"}
+ERROR_TITLES = {
+    "TP": "true positives: melanoma, called so",
+    "FN": "false negatives: melanoma, missed",
+    "FP": "false positives: benign, called melanoma",
+    "TN": "true negatives: benign, called so",
+    UNKNOWN: "images without a label",
+}
 
 
 def error_types(labels: pd.Series, decided: pd.Series) -> list[str]:
@@ -23,9 +29,9 @@ def error_types(labels: pd.Series, decided: pd.Series) -> list[str]:
 
 
 def advantage(table: pd.DataFrame, measure: str, control: str) -> pd.Series:
-    """By how much the method's map is better than the control's on each image; negative where it is worse."""
+    """By how much the method's map is better than the control's on each image, or has more energy in an artefact."""
     difference = table[measure] - table[column_name(measure, control)]
-    return difference if MEASURES[measure].better == "higher" else -difference
+    return -difference if measure in MEASURES and MEASURES[measure].better == "lower" else difference
 
 
 def against_controls(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
@@ -34,20 +40,19 @@ def against_controls(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
     Columns: measure, better, n, lesions, mean, low, high; for each control its mean (`random` ...) and the paired
     advantage (`over_random`, `over_random_low`, `over_random_high`). Intervals are 95 % lesion-bootstrap intervals.
     """
-    compared = [name for name in COMPARED if table[name].notna().any()]
-    wide = {name: table[name] for name in ("lesion_id", *compared, "max_sensitivity")}
-    for control in CONTROLS:
-        for name in compared:
+    measures = [name for name in MEASURES if table[name].notna().any()]
+    wide = {name: table[name] for name in ("lesion_id", *measures)}
+    for name in measures:
+        for control in CONTROLS if MEASURES[name].compared else ():
             # Of the images that the method has a map of: those without one have other scores.
             wide[f"{control} {name}"] = table[column_name(name, control)].where(table[name].notna())
             wide[f"over {control} {name}"] = advantage(table, name, control)
-    measures = [name for name in wide if name != "lesion_id"]
-    means = mean_by_group(pd.DataFrame(wide), measures, [], seed=seed).set_index("measure")
+    means = mean_by_group(pd.DataFrame(wide), list(wide)[1:], [], seed=seed).set_index("measure")
     rows = []
-    for name in [name for name in MEASURES if name in means.index]:
+    for name in measures:
         row = {"measure": name, "better": MEASURES[name].better}
         row |= means.loc[name, ["n", "lesions", "mean", "low", "high"]].astype(object).to_dict()
-        for control in CONTROLS if name in compared else ():
+        for control in CONTROLS if MEASURES[name].compared else ():
             over = means.loc[f"over {control} {name}"]
             row |= {control: means.loc[f"{control} {name}", "mean"], f"over_{control}": over["mean"]}
             row |= {f"over_{control}_low": over["low"], f"over_{control}_high": over["high"]}
@@ -70,31 +75,12 @@ def group_names(table: pd.DataFrame) -> list[str]:
 def by_group(table: pd.DataFrame, group_by: Sequence[str], seed: int = 0) -> pd.DataFrame:
     """`mean_by_group` of every measure, of advantages over controls (`..._over_centre` ...), and of traps."""
     wide = table.copy()
-    for name in COMPARED:
-        wide[f"{name}_over_centre"] = advantage(table, name, "centre")
-    artefacts = [name for name in extra_measures(table) if name.startswith("energy_in_")]
-    for name in artefacts:
-        for control in ARTEFACT_CONTROLS:
-            wide[f"{name}_over_{control}"] = wide[name] - wide[column_name(name, control)]
-    over = [f"{name}_over_centre" for name in COMPARED]
-    over += [f"{name}_over_{control}" for name in artefacts for control in ARTEFACT_CONTROLS]
-    measures = [*MEASURES, *extra_measures(table), *over]
-    measures = [name for name in measures if wide[name].notna().any()]
+    over = [(name, "centre") for name in COMPARED]
+    over += [(name, control) for name in ARTEFACT_ENERGIES.values() if name in table for control in RIVALS]
+    for name, control in over:
+        wide[f"{name}_over_{control}"] = advantage(table, name, control)
+    measures = [*MEASURES, *(f"{name}_shuffled_{share:g}" for name in ("spearman", "ssim") for share in CASCADE)]
+    measures += [*ARTEFACT_ENERGIES.values(), *(column for trap in TRAPS for column in trap_columns(trap))]
+    measures += [f"{name}_over_{control}" for name, control in over]
+    measures = [name for name in measures if name in wide and wide[name].notna().any()]
     return mean_by_group(wide, measures, group_by, seed=seed)
-
-
-def extra_measures(table: pd.DataFrame) -> list[str]:
-    """Columns beside MEASURES: energy in artefacts, similarity to maps of shuffled nets, changes by traps."""
-    similarity = [f"{name}_shuffled_{share:g}" for name in ("spearman", "ssim") for share in CASCADE]
-    return [
-        name
-        for name in table.columns
-        if name in similarity
-        or name.startswith("trap_")
-        or (name.startswith("energy_in_") and "__" not in name and name not in MEASURES)
-    ]
-
-
-def beats(row: pd.Series, control: str) -> bool:
-    """Whether the interval of the advantage over a control lies above zero."""
-    return bool(np.isfinite(row[f"over_{control}_low"]) and row[f"over_{control}_low"] > 0)

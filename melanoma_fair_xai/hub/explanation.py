@@ -11,17 +11,16 @@ from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import atomic_path, write_json
 from melanoma_fair_xai.base.tables import markdown_table
 from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME
-from melanoma_fair_xai.explain.attributions import METHODS
+from melanoma_fair_xai.explain.controls import RIVALS
+from melanoma_fair_xai.explain.findings import beats, interval, number, trap_sentences
 from melanoma_fair_xai.explain.measures import MEASURES
-from melanoma_fair_xai.explain.report import interval, number, trap_sentence
-from melanoma_fair_xai.explain.summary import beats
+from melanoma_fair_xai.explain.methods import METHODS
 from melanoma_fair_xai.hub import card
 
 PARTS = tuple(f"explanation/{name}" for name in ("facts.json", "controls.csv", "groups.csv"))
 FACTS, CONTROLS_TABLE, GROUPS_TABLE = PARTS
 FIGURES = {"controls": "figures/explanation_controls.png", "gallery": "figures/explanation_gallery.jpg"}
 GALLERY_WIDTH = 1000  # pixels: a card is looked at in a browser
-SHOWN = {"random": "random", "centre": "centre", "edges": "edges", "randomised": "shuffled net"}
 
 
 def take(report: Path, folder: Path) -> None:
@@ -37,19 +36,25 @@ def take(report: Path, folder: Path) -> None:
         raise UserError(
             f"{report}: explains another model than {folder}: its threshold is {table['threshold'].iloc[0]}"
         )
-    phantoms = bool((table["source"] == "phantom").all())
+    phantoms = set(table.get("source", ())) == {"phantom"}
     for name, target in (("controls.csv", CONTROLS_TABLE), ("groups.csv", GROUPS_TABLE)):
         (folder / target).parent.mkdir(exist_ok=True)
         with atomic_path(folder / target) as path:
             shutil.copyfile(card.need(report, name), path)
-    # The gallery shows the images themselves, which a card may only where no patient stands behind them.
-    for name in ("controls", "gallery") if phantoms else ("controls",):
+    for name, target in FIGURES.items():
         figure = report / "figures" / f"{name}.png"
-        if figure.is_file():  # there are maps enough for it, and a gallery was asked for
-            take_figure(figure, folder / FIGURES[name])
+        if figure.is_file() and may_show(name, phantoms):
+            take_figure(figure, folder / target)
+        else:  # too few maps for it, no gallery asked for, or patients on it
+            (folder / target).unlink(missing_ok=True)
     kept = {name: arguments[name] for name in ("method", "layer", "target", "split", "seed")}
     counts = {"images": len(table), "lesions": int(table["lesion_id"].nunique()), "phantoms": phantoms}
     write_json(folder / FACTS, {**kept, **counts})
+
+
+def may_show(figure: str, phantoms: bool) -> bool:
+    """Whether a card may show a figure: the gallery shows the images, so only where no patient stands behind them."""
+    return figure != "gallery" or phantoms
 
 
 def take_figure(figure: Path, target: Path) -> None:
@@ -72,20 +77,21 @@ def read(folder: Path) -> dict[str, Any] | None:
     controls, groups = card.read_table(folder, CONTROLS_TABLE), card.read_table(folder, GROUPS_TABLE)
     overall = groups[groups["group_column"] == "all"].set_index("measure")
     compared = controls[controls["over_centre"].notna()]
-    header = ["measure", "better", "n", "the method", *SHOWN.values(), "beats the centre"]
+    titles = [control.title for control in RIVALS.values()]
+    header = ["measure", "better", "n", "the method", *titles, "beats the centre"]
     rows = []
     for _, row in compared.iterrows():
-        cells = [number(row[name]) for name in SHOWN]
+        cells = [number(row[name]) for name in RIVALS]
         title = [MEASURES[row["measure"]].title, row["better"], f"{int(row['n']):,}"]
         rows.append([*title, interval(overall.loc[row["measure"]]), *cells, "yes" if beats(row, "centre") else "no"])
-    traps = [name for name in overall.index if name.startswith("trap_") and name.endswith("_change")]
     facts = card.read_json(folder, FACTS)
+    shown = [item for item in FIGURES.items() if may_show(item[0], facts.get("phantoms") is True)]
     return {
         **facts,
-        "method": METHODS[facts["method"]],
+        "method": METHODS[facts["method"]].title,
         "table": markdown_table(header, rows),
         "won": sum(row[-1] == "yes" for row in rows),
         "compared": len(rows),
-        "traps": [trap_sentence(t.removeprefix("trap_").removesuffix("_change"), overall.loc[t]) for t in traps],
-        "figures": {name: path for name, path in FIGURES.items() if (folder / path).is_file()},
+        "traps": trap_sentences(overall),
+        "figures": {name: path for name, path in shown if (folder / path).is_file()},
     }

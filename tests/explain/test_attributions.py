@@ -9,7 +9,8 @@ from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.explain.attributions import METHODS, Explainer, LogOdds, map_problems
+from melanoma_fair_xai.explain.attributions import Explainer, LogOdds, map_problems
+from melanoma_fair_xai.explain.methods import METHODS, Method
 
 SIZE = (3, 64, 64)
 
@@ -74,7 +75,7 @@ def test_guided_grad_cam_needs_rectifiers_and_is_grad_cam_times_guided_gradients
     guided = Explainer(net, "guided_gradcam", SIZE, "layer3")(images, targets, [0] * 6)
     weights = Explainer(net, "gradcam", SIZE, "layer3")(images, targets, [0] * 6)
     assert (guided[weights == 0] == 0).all() and (guided != 0).any()
-    with pytest.raises(UserError, match="changes the gradients of ReLU.*\n.*occlusion"):
+    with pytest.raises(UserError, match="works on ReLU layers.*\n.*occlusion"):
         Explainer(LogOdds(random_net("test_vit"), DATA_CONFIG, [1]), "guided_gradcam", (3, 160, 160))
 
 
@@ -90,11 +91,22 @@ def test_smooth_grad_hangs_on_the_images_own_seed_alone(net, images, targets):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_gives_a_map_of_the_image_and_leaves_the_net(net, images, targets, method):
+def test_every_method_gives_a_map_of_the_image_with_the_signs_it_says_and_leaves_the_net(net, images, targets, method):
     before = net(images).detach()
-    maps = Explainer(net, method, SIZE)(images[:2], targets[:2], [1, 2])
+    explain = Explainer(net, method, SIZE, "layer3" if METHODS[method].takes_layer else None)
+    maps = explain(images[:2], targets[:2], [1, 2])
     assert maps.shape == (2, 64, 64) and maps.dtype == torch.float32 and not maps.requires_grad
+    assert bool((maps < 0).any()) == METHODS[method].signed and (maps > 0).any()
     assert torch.equal(net(images), before)
+
+
+def test_what_a_method_resolves_is_the_layers_grid_the_windows_steps_or_the_pixels(net):
+    assert Explainer(net, "gradcam", SIZE, "layer3").grid == (4, 4)
+    assert Explainer(net, "guided_gradcam", SIZE, "layer3").grid == (64, 64)
+    assert Explainer(net, "occlusion", SIZE).grid == (16, 16)
+    maps = Explainer(net, "occlusion", SIZE)(torch.rand(1, *SIZE), torch.tensor([1]), [0])[0]
+    blocks = maps.unfold(0, 4, 4).unfold(1, 4, 4).flatten(2)
+    assert blocks.shape[:2] == (16, 16) and torch.equal(blocks.amin(2), blocks.amax(2))
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones(net):

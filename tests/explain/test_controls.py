@@ -6,7 +6,7 @@ import torch
 from explain_nets import random_net
 
 from melanoma_fair_xai.explain import controls
-from melanoma_fair_xai.explain.explanation import column_name
+from melanoma_fair_xai.explain.batches import column_name
 from melanoma_fair_xai.explain.measures import COMPARED
 from melanoma_fair_xai.explain.summary import against_controls
 
@@ -39,7 +39,7 @@ def test_shuffling_starts_at_the_last_layer_and_keeps_every_value():
     assert names[-1] == "fc"
 
     def changed(share: float, seed: int = 0) -> set[str]:
-        state = controls.randomised(model, share, seed).state_dict()
+        state = controls.shuffled(model, share, seed).state_dict()
         for name, value in state.items():
             assert torch.equal(value.flatten().sort()[0], before[name].flatten().sort()[0])
         return {name.rpartition(".")[0] for name in state if not torch.equal(state[name], before[name])}
@@ -48,7 +48,7 @@ def test_shuffling_starts_at_the_last_layer_and_keeps_every_value():
     assert changed(0.5) == set(names[-round(len(names) / 2) :])
     assert changed(1.0) == set(names)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    first, again, other = (controls.randomised(model, 1.0, seed).conv1[0].weight for seed in (0, 0, 1))
+    first, again, other = (controls.shuffled(model, 1.0, seed).conv1[0].weight for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 

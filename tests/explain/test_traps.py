@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
-import torch
 from explain_nets import smooth_pixels
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.explain.traps import set_trap, trap_change
+from melanoma_fair_xai.explain.traps import set_trap, trap_effect
 
 PIXELS = smooth_pixels(4, 64)
 IDS = list("abcd")
@@ -32,8 +31,15 @@ def test_erasing_paints_with_the_mean_of_the_surroundings():
         assert np.array_equal(background[row][masks[row]], PIXELS[row][masks[row]])
     assert np.array_equal(altered[:2], masks[:2]) and np.array_equal(rest[:2], ~masks[:2])
     assert not altered[2:].any() and np.array_equal(lesion[2:], PIXELS[2:]), "no mask, nothing to erase"
-    change = trap_change(torch.zeros(4), torch.full((4,), 0.25), altered)
-    assert change[:2].tolist() == [0.25, 0.25] and np.isnan(change[2:]).all()
+
+
+def test_the_effect_is_the_rise_of_the_score_and_the_turn_of_the_decision_where_something_was_altered():
+    before, after = np.float32([0.25, 0.5, 0.75, 0.5, 0.25]), np.float32([0.5, 0.25, 1, 0.5, 0.5])
+    altered = np.zeros((5, 2, 2), dtype=bool)
+    altered[:4, 0, 0] = True
+    change, turned = trap_effect(before, after, 0.5, altered)
+    np.testing.assert_array_equal(change, [0.25, -0.25, 0.25, 0, np.nan])
+    np.testing.assert_array_equal(turned, [1, 1, 0, 0, np.nan])
 
 
 def test_what_cannot_be_set_is_refused():

@@ -1,4 +1,4 @@
-"""All there is to say about a batch of images: scores, maps, measures, controls and traps; shared by all processes."""
+"""Images explained batch by batch: scores, maps, measures, controls and traps; shared by all processes."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +20,9 @@ from .attributions import Explainer, LogOdds, map_problems
 from .fidelity import Scorer, max_sensitivity, seeded_noise
 from .localisation import energy_in
 from .measures import Probes, measure_maps
-from .traps import set_trap, trap_change
+from .traps import set_trap, trap_columns, trap_effect
 
+ARTEFACT_ENERGIES = {artefact: f"energy_in_{artefact}" for artefact in ARTEFACT_BITS}  # columns
 COPIES = 4  # an image and its copies take part in a forward pass together, so a batch holds fewer images
 
 
@@ -74,9 +75,7 @@ class BatchExplainer:
         self.explain = explainer(model)
         net = LogOdds(model, info.data_config, info.positive).to(device, memory_format=torch.channels_last)
         self.score = Scorer(net, options.batch_size)
-        self.shuffled = {
-            share: explainer(controls.randomised(model, share, options.seed)) for share in controls.CASCADE
-        }
+        self.shuffled = {share: explainer(controls.shuffled(model, share, options.seed)) for share in controls.CASCADE}
 
     def __call__(self, batch: Images) -> Explanations:
         """Explain images and measure the explanation; every random number hangs on the seed and an image's id."""
@@ -91,7 +90,10 @@ class BatchExplainer:
         )
         seeds = self._seeds(batch.ids)
         shuffled = {share: explain(images, targets, seeds) for share, explain in self.shuffled.items()}
-        maps = {"": self.explain(images, targets, seeds), **self._controls(probes, batch.ids, shuffled[1.0])}
+        coarse_noise = seeded_noise(batch.ids, self.options.seed, "random map", self.explain.grid, images)
+        given = controls.Given(images, probes.masks, coarse_noise, probes.ties, shuffled[1.0])
+        maps = {"": self.explain(images, targets, seeds)}
+        maps |= {name: control.make(given) for name, control in controls.CONTROLS.items()}
         problems = map_problems(maps[""])
 
         columns: dict[str, Any] = {
@@ -115,7 +117,7 @@ class BatchExplainer:
         if batch.artefacts is not None:
             columns |= self._artefact_energy(maps, batch.artefacts)
         for trap in self.options.traps:
-            columns |= self._trap(trap, batch, scores, seeds)
+            columns |= self._trap(trap, batch, scores)
         return Explanations(pd.DataFrame(columns), maps[""].cpu().numpy(), curves)
 
     def _images(self, pixels: np.ndarray) -> torch.Tensor:
@@ -125,36 +127,20 @@ class BatchExplainer:
     def _seeds(self, ids: list[str]) -> list[int]:
         return [int(sample_generator(self.options.seed, "attribution", name).integers(2**62)) for name in ids]
 
-    def _controls(self, probes: Probes, ids: list[str], shuffled: torch.Tensor) -> dict[str, torch.Tensor]:
-        images = probes.images
-        noise = seeded_noise(ids, self.options.seed, "random map", self.explain.grid, images)
-        return {
-            "random": controls.random_map(noise, tuple(images.shape[2:])),
-            "centre": controls.centre_map(images),
-            "edges": controls.edge_map(images),
-            "mask": controls.mask_map(probes.masks, probes.ties),
-            "randomised": shuffled,
-        }
-
     def _artefact_energy(self, maps: dict[str, torch.Tensor], artefacts: np.ndarray) -> dict[str, np.ndarray]:
-        """The energy of every map in the pixels of every artefact, and the artefacts' share of the image."""
+        """The energy of every map in the pixels of every artefact."""
         columns = {}
-        for artefact, bit in ARTEFACT_BITS.items():
-            region = torch.from_numpy((artefacts & bit) > 0).to(self.device)
-            if not region.any():
-                continue
-            for name, values in maps.items():
-                energy = energy_in(values, region).double().cpu().numpy()
-                columns[column_name(f"energy_in_{artefact}", name)] = energy
+        for artefact, measure in ARTEFACT_ENERGIES.items():
+            region = torch.from_numpy((artefacts & ARTEFACT_BITS[artefact]) > 0).to(self.device)
+            for name, values in maps.items() if region.any() else ():
+                columns[column_name(measure, name)] = energy_in(values, region).double().cpu().numpy()
         return columns
 
-    def _trap(self, trap: str, batch: Images, scores: torch.Tensor, seeds: list[int]) -> dict[str, np.ndarray]:
-        """The change of the melanoma score, and whether (0 or 1) the decision turns."""
+    def _trap(self, trap: str, batch: Images, scores: torch.Tensor) -> dict[str, np.ndarray]:
         pixels, altered = set_trap(trap, batch.pixels, batch.masks, batch.ids, self.options.seed)
         after = self.score(self._images(pixels), torch.ones_like(scores, dtype=torch.int64))
-        turned = ((after >= self.info.threshold) != (scores >= self.info.threshold)).cpu().numpy()
-        change = trap_change(scores, after, altered)
-        return {f"trap_{trap}_change": change, f"trap_{trap}_turned": np.where(np.isnan(change), np.nan, turned)}
+        effect = trap_effect(scores.cpu().numpy(), after.cpu().numpy(), self.info.threshold, altered)
+        return dict(zip(trap_columns(trap), effect, strict=True))
 
 
 def column_name(measure: str, control: str = "") -> str:
