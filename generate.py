@@ -7,7 +7,7 @@ The folder is an ImageFolder that `load_dataset` and `train_classifier.py --synt
 again to go on after an interruption.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,10 +21,10 @@ from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.base.files import PARTIAL_PREFIX, atomic_path, plain, write_json
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.loading import Records, is_synthetic, load_records
+from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.diffusion.copies import CopyFinder
 from melanoma_fair_xai.diffusion.data import pixel_config
 from melanoma_fair_xai.diffusion.generation import (
-    CONDITION_NAMES,
     METADATA_NAME,
     SCHEDULERS,
     SETTINGS_NAME,
@@ -46,18 +46,26 @@ from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
 ATTEMPTS = 10  # at an image, before a copy is let through and said to be one
 
 
+# One flag per condition.
+ConditionArguments = make_dataclass(
+    "ConditionArguments",
+    [
+        (
+            name,
+            list[float] if condition.is_measure else list[str],
+            field(default_factory=list, metadata={"help": f"{condition.help()}; one or several, mixed at random."}),
+        )
+        for name, condition in CONDITIONS.items()
+    ],
+)
+
+
 @dataclass
-class GenerateArguments:
+class GenerateArguments(ConditionArguments):
     model_name_or_path: str = field(default="runs/diffusion", metadata={"help": "Folder or Hub id of a generator."})
     revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
     output_dir: str = field(default="synthetic", metadata={"help": "Folder of the images and metadata.csv."})
     num_images: int | None = field(default=None, metadata={"help": "Default: one, one of each, or one per table row."})
-    diagnosis: list[str] = field(default_factory=list, metadata={"help": "One or several, mixed at random."})
-    sex: list[str] = field(default_factory=list, metadata={"help": "female, male; likewise."})
-    age: list[float] = field(default_factory=list, metadata={"help": "Years; likewise."})
-    localization: list[str] = field(default_factory=list, metadata={"help": "Body site; likewise."})
-    fitzpatrick: list[str] = field(default_factory=list, metadata={"help": "I to VI; likewise."})
-    ita: list[float] = field(default_factory=list, metadata={"help": "Degrees; likewise."})
     grid: bool = field(default=False, metadata={"help": "Every combination of the values instead of a random mix."})
     conditions: str | None = field(default=None, metadata={"help": "A CSV with one row per image instead of values."})
     like: str | None = field(
@@ -106,7 +114,7 @@ def main() -> None:
 
 def check_arguments(arguments: GenerateArguments) -> None:
     """UserError for flags that contradict one another, or ask for nothing."""
-    given = [name for name in CONDITION_NAMES if getattr(arguments, name)]
+    given = [name for name in CONDITIONS if getattr(arguments, name)]
     sources = [flag for flag in ("conditions", "like") if getattr(arguments, flag)] + (
         ["grid"] if arguments.grid else []
     )
@@ -166,7 +174,7 @@ def plan(arguments: GenerateArguments, pipeline: Any, records: Records | None) -
         balance = arguments.balance.split(",") if arguments.balance else []
         training = records.table[records.table["split"] == "train"]
         return drawn_conditions(training, pipeline.conditioner.names, balance, number, arguments.seed)
-    values = {name: getattr(arguments, name) for name in CONDITION_NAMES if getattr(arguments, name)}
+    values = {name: getattr(arguments, name) for name in CONDITIONS if getattr(arguments, name)}
     if not values:  # nothing asked for: as training had it
         return pd.DataFrame(index=range(number or 1))
     return grid_conditions(values, number) if arguments.grid else mixed_conditions(values, number or 1, arguments.seed)
@@ -239,7 +247,7 @@ def write_metadata(folder: Path, conditions: pd.DataFrame, settings: dict[str, A
     table = pd.DataFrame(
         {"file_name": [path.name for path in paths], "image_id": [f"synthetic-{p.stem}" for p in paths]}
     )
-    for name in CONDITION_NAMES:
+    for name in CONDITIONS:
         table[name] = conditions[name].to_numpy() if name in conditions else None
     table["seed"] = [record["seed"] for record in records]
     for name in ("scheduler", "num_inference_steps", "guidance_scale"):

@@ -93,7 +93,7 @@ def test_a_row_of_the_table_and_the_pipeline_give_the_image_again(synthetic, mod
     row = pd.read_csv(synthetic / "metadata.csv").iloc[7]
     pipeline = generate.load_pipeline(str(model))
     pipeline.scheduler = generate.SCHEDULERS[row["scheduler"]].from_config(pipeline.scheduler.config)
-    names = [name for name in generate.CONDITION_NAMES if name in pipeline.conditioner.names]
+    names = [name for name in generate.CONDITIONS if name in pipeline.conditioner.names]
     asked = {name: plain_value(row[name]) for name in names}
     image = pipeline(
         **asked,

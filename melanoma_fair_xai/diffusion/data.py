@@ -1,19 +1,19 @@
 """What a generator learns from: pixels with the conditions that are known of them, and each sample's own noise."""
 
 import dataclasses
+import functools
 from typing import Any
 
+import datasets
 import numpy as np
 import pandas as pd
 import torch
 
-from dataset_scripts.common import SEXES, SKIN_TYPES, UNKNOWN
+from dataset_scripts.common import UNKNOWN, record_features
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.seeding import sample_generator
-from melanoma_fair_xai.diffusion.lesion_conditioner import CATEGORIES, MEASURES, band
-
-# Names in the order of the record schema where it has one.
-ORDERED = {"sex": SEXES, "fitzpatrick": SKIN_TYPES}
+from melanoma_fair_xai.diffusion.conditions import CONDITIONS
+from melanoma_fair_xai.diffusion.lesion_conditioner import Category, Measure, make_encoders
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,27 +23,29 @@ class Conditions:
     vocabularies: dict[str, list[str]]
     counts: dict[str, dict[str, int]]
 
+    def config(self) -> dict[str, Any]:
+        """The arguments of a `LesionConditioner` that say what it is asked."""
+        rows = [condition.config() for name, condition in CONDITIONS.items() if name in self.counts]
+        return {"vocabularies": self.vocabularies, "counts": self.counts, "conditions": rows}
+
+    @functools.cached_property
+    def encoders(self) -> dict[str, Category | Measure]:
+        return make_encoders(**self.config())
+
     @property
     def names(self) -> list[str]:
-        return [*self.vocabularies, *(name for name in MEASURES if name in self.counts)]
+        return list(self.encoders)
 
     def encode(self, table: pd.DataFrame) -> dict[str, np.ndarray]:
-        """The columns of a table as the conditioner takes them: int64 ids (the last for unknown), float32 with NaN."""
-        encoded = {}
-        for name in self.names:
-            if name in MEASURES:
-                encoded[name] = table[name].to_numpy(dtype=np.float32)
-            else:
-                ids = {word: number for number, word in enumerate(self.vocabularies[name])}
-                encoded[name] = table[name].map(lambda word, ids=ids: ids.get(word, len(ids))).to_numpy(dtype=np.int64)
-        return encoded
+        """The columns of a table as the conditioner takes them: int64 ids (the last for unknown), float32 with NaN.
+
+        Names that training never saw are unknown.
+        """
+        return {name: encoder.encode(table[name]).numpy() for name, encoder in self.encoders.items()}
 
     def unknown(self) -> dict[str, Any]:
         """The encoded value of each condition that stands for unknown."""
-        return {
-            name: np.float32(np.nan) if name in MEASURES else np.int64(len(self.vocabularies[name]))
-            for name in self.names
-        }
+        return {name: encoder.encode([None]).numpy()[0] for name, encoder in self.encoders.items()}
 
 
 def find_conditions(table: pd.DataFrame, asked: list[str], where: str) -> Conditions:
@@ -51,14 +53,13 @@ def find_conditions(table: pd.DataFrame, asked: list[str], where: str) -> Condit
 
     `asked` names those to use: UserError if one is not there, or unknown for every image.
     """
-    known_names = (*CATEGORIES, *MEASURES)
     for name in asked:
-        if name not in known_names:
-            raise UserError(f"--conditions {name}: choose from {', '.join(known_names)}")
+        if name not in CONDITIONS:
+            raise UserError(f"--conditions {name}: choose from {', '.join(CONDITIONS)}")
         if name not in table:
             raise UserError(f"--conditions {name}: {where} has no column {name}; leave it out")
     vocabularies, counts = {}, {}
-    for name in known_names:
+    for name, condition in CONDITIONS.items():
         if name not in table or (asked and name not in asked):
             continue
         values = table[name][table[name].notna() & (table[name] != UNKNOWN)]
@@ -66,15 +67,23 @@ def find_conditions(table: pd.DataFrame, asked: list[str], where: str) -> Condit
             if asked:
                 raise UserError(f"--conditions {name}: {where} knows it of no training image; leave it out")
             continue
-        if name in MEASURES:
-            counts[name] = values.map(lambda value, name=name: band(name, value)).value_counts().to_dict()
+        if condition.is_measure:
+            encoder = Measure(**condition.config(), counts={})
+            counts[name] = values.map(lambda value, encoder=encoder: encoder.parse(value)[0]).value_counts().to_dict()
         else:
-            words = [word for word in ORDERED.get(name, sorted(set(values))) if word != UNKNOWN]
-            vocabularies[name] = words
-            counts[name] = {word: int((values == word).sum()) for word in words}
+            vocabularies[name] = ordered_names(name, values)
+            counts[name] = {word: int((values == word).sum()) for word in vocabularies[name]}
     if not counts:
-        raise UserError(f"{where}: no diagnosis, sex, age, localization or skin type is known of any training image")
+        *others, last = CONDITIONS
+        raise UserError(f"{where}: no {', '.join(others)} or {last} is known of any training image")
     return Conditions(vocabularies, counts)
+
+
+def ordered_names(name: str, values: pd.Series) -> list[str]:
+    """The names that a category can take: those of the record schema, in its order, else those that occur."""
+    feature = record_features(()).get(name)
+    names = feature.names if isinstance(feature, datasets.ClassLabel) else []
+    return [word for word in names or sorted(set(values)) if word != UNKNOWN]
 
 
 class DiffusionDataset(torch.utils.data.Dataset):

@@ -24,7 +24,8 @@ from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.hub_client import local_folder
 from melanoma_fair_xai.base.images import image_content_problem
 from melanoma_fair_xai.base.seeding import sample_generator
-from melanoma_fair_xai.diffusion.lesion_conditioner import CATEGORIES, MEASURES, LesionConditioner
+from melanoma_fair_xai.diffusion.conditions import CONDITIONS
+from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner, is_unknown
 
 SCHEDULERS = {
     "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
@@ -33,7 +34,6 @@ SCHEDULERS = {
     "ddpm": diffusers.DDPMScheduler,
     "euler": diffusers.EulerDiscreteScheduler,
 }
-CONDITION_NAMES = (*CATEGORIES, *MEASURES)
 RECORD_KEY = "lesion"  # of the text in a PNG; in a JPEG it is the comment
 METADATA_NAME = "metadata.csv"
 SETTINGS_NAME = "generate_args.json"
@@ -108,18 +108,16 @@ def drawn_conditions(
 
 
 def read_conditions(path: str) -> pd.DataFrame:
-    """A CSV with one row per image and a column per condition, empty for unknown; numbers for age and ita.
+    """A CSV with one row per image and a column per condition, empty for unknown; numbers for measures.
 
     UserError that lists every unknown column and every cell that is no number.
     """
     table = read_table(path)
     problems = [
-        f"column {name}: choose from {', '.join(CONDITION_NAMES)}"
-        for name in table
-        if name not in (*CONDITION_NAMES, "line")
+        f"column {name}: choose from {', '.join(CONDITIONS)}" for name in table if name not in (*CONDITIONS, "line")
     ]
-    for name in MEASURES:
-        if name in table:
+    for name, condition in CONDITIONS.items():
+        if name in table and condition.is_measure:
             numbers = pd.to_numeric(table[name].replace("", np.nan), errors="coerce")
             wrong = (table[name] != "") & numbers.isna()
             problems += [
@@ -153,7 +151,7 @@ def check_conditions(conditioner: LesionConditioner, table: pd.DataFrame, where:
 
 def plain_value(value: Any) -> str | float | None:
     """A cell as the pipeline takes it: None for unknown."""
-    if value is None or value == UNKNOWN or (isinstance(value, float) and np.isnan(value)):
+    if is_unknown(value):
         return None
     return value if isinstance(value, str) else float(value)
 

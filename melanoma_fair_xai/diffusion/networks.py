@@ -100,7 +100,7 @@ def create_networks(
         attention_head_dim=CHANNEL_UNIT,
         class_embed_type="identity",
     )
-    return unet, LesionConditioner(4 * block_out_channels[0], conditions.vocabularies, conditions.counts)
+    return unet, LesionConditioner(4 * block_out_channels[0], **conditions.config())
 
 
 def count_parameters(*networks: torch.nn.Module) -> int:

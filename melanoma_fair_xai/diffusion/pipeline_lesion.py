@@ -5,17 +5,18 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline, ImagePipelineOutput
 from diffusers.utils import numpy_to_pil
 from diffusers.utils.torch_utils import randn_tensor
 
-CONDITIONS = ("diagnosis", "sex", "age", "localization", "fitzpatrick", "ita")
-
 
 class LesionPipeline(DiffusionPipeline):
     """Generates skin lesions by diagnosis, sex, age, localization, skin type and ITA, as far as training knew them.
+
+    `conditioner.names` are the conditions of this model, and `conditioner.seen(name)` says what training saw of one.
 
     Args:
         unet: `UNet2DModel` with class_embed_type="identity".
@@ -34,11 +35,6 @@ class LesionPipeline(DiffusionPipeline):
     def __call__(
         self,
         diagnosis: str | int | Sequence | None = None,
-        sex: str | int | Sequence | None = None,
-        age: float | Sequence | None = None,
-        localization: str | int | Sequence | None = None,
-        fitzpatrick: str | int | Sequence | None = None,
-        ita: float | Sequence | None = None,
         *,
         class_labels: torch.Tensor | None = None,
         batch_size: int | None = None,
@@ -51,13 +47,15 @@ class LesionPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["LesionPipeline", int, int, dict], dict | None] | None = None,
+        **conditions: Any,
     ) -> ImagePipelineOutput | tuple:
         """Generate images.
 
         Args:
-            diagnosis, sex, localization, fitzpatrick: a name or an id of the conditioner's vocabulary, or one per
-                image; None or "unknown" where it does not matter.
-            age, ita: years and degrees, likewise.
+            diagnosis: a name or an id of the conditioner's vocabulary, or one per image; None or "unknown" where it
+                does not matter.
+            conditions: sex, localization, fitzpatrick and any other category of the conditioner, likewise; age
+                (years), ita (degrees) and any other measure as a number, or one per image.
             class_labels: ready vectors (N, embedding_dim) in place of all these.
             batch_size: number of images, where neither lists nor generators say it.
             guidance_scale: 1 samples what was asked for, more exaggerates it (Ho and Salimans 2022, arXiv:2207.12598,
@@ -78,9 +76,7 @@ class LesionPipeline(DiffusionPipeline):
         self._check_scheduler()
         if output_type not in ("pil", "np", "pt"):
             raise ValueError(f'output_type is {output_type!r}; choose "pil", "np" or "pt"')
-        given = dict(
-            diagnosis=diagnosis, sex=sex, age=age, localization=localization, fitzpatrick=fitzpatrick, ita=ita
-        )
+        given = {"diagnosis": diagnosis, **conditions}
         number = _number_of_images(given, class_labels, batch_size, generator)
         if class_labels is None:
             columns = {name: _column(value, number) for name, value in given.items() if value is not None}

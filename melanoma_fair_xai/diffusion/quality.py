@@ -32,6 +32,7 @@ from melanoma_fair_xai.classifier.models import CONFIG_NAME, create_classifier
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.images import normalise
 from melanoma_fair_xai.data.loading import Records, is_synthetic, load_records, load_synthetic
+from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.diffusion.copies import (
     FALSE_ALARMS,
     Neighbours,
@@ -46,8 +47,7 @@ from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
 from melanoma_fair_xai.fairness.intervals import clopper_pearson
 from melanoma_fair_xai.fairness.report import number
 
-FACTS_NAME = "quality.json"  # what was measured, and with what
-CONDITIONS = ("diagnosis", "sex", "localization", "fitzpatrick")
+CATEGORIES = [name for name, condition in CONDITIONS.items() if not condition.is_measure]
 FACTS_NAME = "quality.json"  # what was measured, and with what
 FEW = 20  # images of a condition, below which nothing but their number is reported
 BATCH = 64
@@ -104,7 +104,7 @@ def compare(generated: Described, reference: Described, floor: Described, seed: 
     value, spread, floor, floor_spread. Too few images give NaN.
     """
     rows = list(_compare("all", generated, reference, floor, seed))
-    for column in CONDITIONS:
+    for column in CATEGORIES:
         for name in sorted(set(generated.table[column]) - {UNKNOWN}):
             parts = [part.select((part.table[column] == name).to_numpy()) for part in (generated, reference, floor)]
             rows += _compare(f"{column} {name}", *parts, seed)
@@ -161,7 +161,7 @@ def find_copies(generated: Described, training: Described, held_out: Described) 
         tables.append(pd.DataFrame({f"{space}_nearest": names, f"{space}_ratio": found.ratio}))
         flags.append(found.ratio < threshold)
     copies = np.logical_or(*flags)
-    return pd.concat([generated.table[["image_id", *CONDITIONS]], *tables], axis=1).assign(copy=copies)
+    return pd.concat([generated.table[["image_id", *CATEGORIES]], *tables], axis=1).assign(copy=copies)
 
 
 def copy_shares(copies: pd.DataFrame) -> pd.DataFrame:
@@ -169,7 +169,7 @@ def copy_shares(copies: pd.DataFrame) -> pd.DataFrame:
     rows = []
     scopes = [("all", copies)]
     scopes += [
-        (f"{column} {name}", part) for column in CONDITIONS for name, part in copies.groupby(column) if name != UNKNOWN
+        (f"{column} {name}", part) for column in CATEGORIES for name, part in copies.groupby(column) if name != UNKNOWN
     ]
     for scope, part in scopes:
         low, high = clopper_pearson(part["copy"].mean(), len(part))

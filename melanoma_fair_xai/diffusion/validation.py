@@ -15,7 +15,6 @@ from dataset_scripts.common import UNKNOWN
 from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.diffusion.data import Conditions, scale
-from melanoma_fair_xai.diffusion.lesion_conditioner import MEASURES
 from melanoma_fair_xai.diffusion.pipeline_lesion import LesionPipeline
 from melanoma_fair_xai.diffusion.process import training_target
 
@@ -76,7 +75,7 @@ def sheet_cells(conditions: Conditions) -> tuple[list[str], list[str], pd.DataFr
     cells = pd.DataFrame(itertools.product(rows, diagnoses), columns=["fitzpatrick", "diagnosis"])
     for name in conditions.names:
         if name not in cells:
-            cells[name] = np.nan if name in MEASURES else UNKNOWN
+            cells[name] = UNKNOWN
     return rows, diagnoses, cells
 
 

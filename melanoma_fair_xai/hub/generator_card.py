@@ -9,7 +9,7 @@ from huggingface_hub import ModelCardData
 
 from melanoma_fair_xai.base.tables import markdown_table
 from melanoma_fair_xai.data.loading import Records
-from melanoma_fair_xai.diffusion.lesion_conditioner import CATEGORIES, MEASURES, RARE, UNITS
+from melanoma_fair_xai.diffusion.lesion_conditioner import FIRST_CONDITIONS, RARE, Category, Measure, make_encoders
 from melanoma_fair_xai.fairness.report import number
 from melanoma_fair_xai.hub import card, quality
 from melanoma_fair_xai.hub.record import record
@@ -48,6 +48,9 @@ def write_generator_card(folder: Path, output: Path | None = None) -> Path:
     """Write README.md of what the run left in `folder`; `output` as in `write_card`. UserError for a missing part."""
     facts = card.read_json(folder, "card_data.json")
     conditioner, _, scheduler = (card.read_json(folder, name) for name in CONFIGS)
+    conditions = make_encoders(
+        conditioner.get("conditions", FIRST_CONDITIONS), conditioner["vocabularies"], conditioner["counts"]
+    )
     history = card.read_json(folder, "metrics.json")["history"]
     sheet = f"samples/step-{history[-1]['step']:06d}.png"
     measured = quality.read(folder)
@@ -69,9 +72,9 @@ def write_generator_card(folder: Path, output: Path | None = None) -> Path:
         data=data,
         population=card.population_table(facts["population"]),
         settings=card.settings_text(facts["settings"], SETTINGS),
-        conditions=conditions_table(conditioner["counts"], conditioner["vocabularies"]),
-        has_skin_types="fitzpatrick" in conditioner["counts"],
-        example=example(conditioner["counts"]),
+        conditions=conditions_table(conditions),
+        has_skin_types="fitzpatrick" in conditions,
+        example=example(conditions),
         prediction_type=scheduler["prediction_type"],
         losses=loss_table(history),
         last_step=history[-1]["step"],
@@ -82,28 +85,24 @@ def write_generator_card(folder: Path, output: Path | None = None) -> Path:
     return card.write_card(folder, text, [*PARTS, *(quality.PARTS if measured else [])], output)
 
 
-def conditions_table(counts: Mapping[str, Mapping[str, int]], vocabularies: Mapping[str, list[str]]) -> str:
+def conditions_table(conditions: Mapping[str, Category | Measure]) -> str:
     """Every condition with the values that training saw, and its images of each, as Markdown."""
     rows = []
-    for name in filter(counts.__contains__, (*CATEGORIES, *MEASURES)):
-        seen, title = counts[name], f"`{name}`"
-        if name in MEASURES:
-            width, title = MEASURES[name][2], f"`{name}` ({UNITS[name]})"
-            values = [(f"{key} to {float(key) + width:g}", seen[key]) for key in sorted(seen, key=float)]
-        else:
-            values = [(word, seen[word]) for word in vocabularies[name]]
-        rows.append([title, ", ".join(f"{value} ({count:,})" for value, count in values if count)])
+    for name, condition in conditions.items():
+        unit = f" ({condition.unit})" if isinstance(condition, Measure) else ""
+        rows.append([f"`{name}`{unit}", condition.seen()])
     return markdown_table(["condition", "values (training images)"], rows)
 
 
-def example(counts: Mapping[str, Mapping[str, int]]) -> list[str]:
+def example(conditions: Mapping[str, Category | Measure]) -> list[str]:
     """Arguments of a call that training prepared for: what it saw most often, of all conditions but the ITA."""
     lines = []
-    for name in filter(counts.__contains__, (*CATEGORIES, "age")):
-        seen = counts[name]
-        common = max(seen, key=lambda value: seen[value])
-        value = f"{float(common) + MEASURES[name][2] / 2:g}" if name in MEASURES else f'"{common}"'
-        lines.append(f"{name}={value}")
+    for name, condition in conditions.items():
+        if name == "ita":
+            continue
+        common = max(condition.counts, key=condition.counts.get)
+        measured = isinstance(condition, Measure)
+        lines.append(f"{name}={float(common) + condition.width / 2:g}" if measured else f'{name}="{common}"')
     return lines
 
 

@@ -60,7 +60,7 @@ def test_conditions_that_are_not_there_are_refused(asked, message):
 
 
 def test_a_table_that_knows_nothing_is_refused():
-    with pytest.raises(UserError, match="here: no diagnosis, sex, age"):
+    with pytest.raises(UserError, match="here: no diagnosis, sex, localization, fitzpatrick, age or ita is known"):
         find_conditions(TABLE[["localization"]], [], "here")
 
 
