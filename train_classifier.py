@@ -20,9 +20,11 @@ from dataset_scripts.builder import SKIPPED_NAME
 from dataset_scripts.splits import MANIFEST_NAME, N_FOLDS, write_manifest
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.tables import number
 from melanoma_fair_xai.classifier.calibration import parse_threshold_rule
 from melanoma_fair_xai.classifier.evaluation import operating_point, predict, results_table, score, write_predictions
 from melanoma_fair_xai.classifier.export import export_classifier, load_classifier
+from melanoma_fair_xai.classifier.figures import plot_roc, plot_training
 from melanoma_fair_xai.classifier.mitigation import MitigationName
 from melanoma_fair_xai.classifier.models import create_classifier
 from melanoma_fair_xai.classifier.protocols import (
@@ -31,7 +33,6 @@ from melanoma_fair_xai.classifier.protocols import (
     earlier_data,
     original_protocol,
 )
-from melanoma_fair_xai.classifier.report import plot_roc, plot_training
 from melanoma_fair_xai.classifier.task import Task, TaskArguments, check_classes, load_target, make_task
 from melanoma_fair_xai.classifier.training import ClassifierTraining
 from melanoma_fair_xai.data.loading import UNUSABLE, Records, training_rows
@@ -41,8 +42,9 @@ from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
 from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME, LATEST, open_run_folder
 from melanoma_fair_xai.engine.trackers import start_trackers
 from melanoma_fair_xai.fairness import FairnessReport, compare, evaluate_predictions, read_predictions
-from melanoma_fair_xai.fairness.evaluation import FAMILY
-from melanoma_fair_xai.fairness.report import OVERALL, TITLES, number, with_interval
+from melanoma_fair_xai.fairness.groups import OVERALL
+from melanoma_fair_xai.fairness.metrics import METRICS
+from melanoma_fair_xai.fairness.rows import with_interval
 from melanoma_fair_xai.hub.card import read_json
 from melanoma_fair_xai.hub.classifier_card import record_classifier, write_classifier_card
 from melanoma_fair_xai.hub.publish import CARD_DATA_NAME, HubArguments, check_push, push_run
@@ -344,8 +346,8 @@ def report_forgetting(folder: Path, after: pd.DataFrame, args: Arguments) -> Non
     comparison.write(folder / "forgetting")
     print(f"on the earlier data: {folder / 'forgetting' / 'comparison.md'}")
     for row in comparison.differences:
-        if row.group_column == OVERALL and row.metric in FAMILY:
-            print(f"  {TITLES[row.metric]} {number(row.baseline_value)} before; change {with_interval(row)}")
+        if row.group_column == OVERALL and METRICS[row.metric].tested:
+            print(f"  {METRICS[row.metric].title} {number(row.baseline_value)} before; change {with_interval(row)}")
 
 
 def summary(

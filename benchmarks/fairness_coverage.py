@@ -20,16 +20,18 @@ from tqdm.auto import tqdm
 
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.base.tables import markdown_table
+from melanoma_fair_xai.fairness.bootstrap import estimate_parts
 from melanoma_fair_xai.fairness.estimates import subtract
-from melanoma_fair_xai.fairness.estimation import CLOSED_FORM, METRICS, TITLES, estimate_parts
-from melanoma_fair_xai.fairness.evaluation import FAMILY, permutation_p_values
 from melanoma_fair_xai.fairness.intervals import holm
+from melanoma_fair_xai.fairness.metrics import METRICS
 from melanoma_fair_xai.fairness.resampling import lesion_classes
 from melanoma_fair_xai.fairness.sample import Sample, make_sample
+from melanoma_fair_xai.fairness.worst_group import permutation_p_values
 
 BENIGN_PER_MELANOMA = 5
 SIZES, SIZE_SHARES = [1, 2, 3, 4], [0.5, 0.25, 0.15, 0.1]
-INTERVALS = METRICS[:-1]  # ECE has none
+INTERVALS = [name for name, metric in METRICS.items() if not metric.point_estimate]
+FAMILY = [name for name, metric in METRICS.items() if metric.tested]
 DIFFERENCES = ("roc_auc", "sensitivity", "specificity")
 
 
@@ -71,6 +73,7 @@ def true_values(auc: float) -> dict[str, float]:
         "specificity": rate,
         "balanced_accuracy": rate,
         "ppv": prevalence * rate / (prevalence * rate + (1 - prevalence) * (1 - rate)),
+        "npv": (1 - prevalence) * rate / ((1 - prevalence) * rate + prevalence * (1 - rate)),
         "auprc": width * float((melanoma * above[0] / (above[0] + above[1])).sum()),
         "brier": width * float((prevalence * melanoma * (1 - p) ** 2 + (1 - prevalence) * benign * p**2).sum()),
         "calibration_intercept": 0.0,
@@ -108,7 +111,7 @@ def coverage(data_sets: int, n_resamples: int) -> str:
     for cell in tqdm(CELLS, unit="cell"):
         rows.append([*map(str, cell), *coverage_of_cell(*cell, data_sets, n_resamples)])
         tqdm.write(" ".join(rows[-1]))
-    return markdown_table(["AUC", "ICC", "melanoma lesions", *(TITLES[name] for name in INTERVALS)], rows)
+    return markdown_table(["AUC", "ICC", "melanoma lesions", *(METRICS[name].title for name in INTERVALS)], rows)
 
 
 def coverage_of_cell(auc: float, icc: float, count: int, data_sets: int, n_resamples: int) -> list[str]:
@@ -128,7 +131,7 @@ def differences(data_sets: int) -> str:
     for cell in tqdm(CELLS, unit="cell"):
         rows.append([*map(str, cell), *differences_of_cell(*cell, data_sets)])
         tqdm.write(" ".join(rows[-1]))
-    header = [f"{TITLES[name]}, {kind}" for kind in ("groups", "models") for name in DIFFERENCES]
+    header = [f"{METRICS[name].title}, {kind}" for kind in ("groups", "models") for name in DIFFERENCES]
     return markdown_table(["AUC", "ICC", "melanoma lesions", *header], rows)
 
 
@@ -144,8 +147,8 @@ def differences_of_cell(auc: float, icc: float, count: int, data_sets: int) -> l
         second, _ = draw_groups(rng, (count,), (auc,), icc)
         apart = replace(second, lesions=second.lesions + len(first))
         for name in DIFFERENCES:
-            estimate = CLOSED_FORM[name](first)
-            gap, change = (subtract(estimate, CLOSED_FORM[name](other)).interval() for other in (apart, model))
+            estimate = METRICS[name].closed_form(first)
+            gap, change = (subtract(estimate, METRICS[name].closed_form(other)).interval() for other in (apart, model))
             hits.add(f"groups {name}", gap, 0.0)
             hits.add(f"models {name}", change, truth[name] - other_truth[name])
     return [hits.cell(f"{kind} {name}", data_sets) for kind in ("groups", "models") for name in DIFFERENCES]
@@ -177,7 +180,7 @@ def adjusted(sample: Sample, groups: np.ndarray) -> dict[tuple[str, int], float]
     parts = [sample.select(groups == group) for group in range(3)]
     found = {}
     for metric in FAMILY:
-        reference, *others = (CLOSED_FORM[metric](part) for part in parts)
+        reference, *others = (METRICS[metric].closed_form(part) for part in parts)
         found |= {(metric, group): subtract(other, reference).p_value() for group, other in enumerate(others, 1)}
     return dict(zip(found, holm(np.array(list(found.values()))), strict=True))
 

@@ -14,9 +14,11 @@ from dataset_scripts.common import UNKNOWN
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.tables import markdown_table
-from melanoma_fair_xai.fairness.report import NOT_ESTIMABLE, OVERALL, TITLES
+from melanoma_fair_xai.fairness.groups import OVERALL
+from melanoma_fair_xai.fairness.metrics import METRICS
+from melanoma_fair_xai.fairness.rows import NOT_ESTIMABLE, with_interval
 from melanoma_fair_xai.hub.card import read_json, read_table
-from melanoma_fair_xai.hub.classifier_card import metric_rows, with_interval
+from melanoma_fair_xai.hub.classifier_card import metric_rows
 
 CARDS = Path(__file__).parent
 MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
@@ -29,7 +31,7 @@ CLASSIFIERS = {
     "ham10000-resnet101": "ResNet-101, from scratch",
 }
 GENERATORS = {"ham10000-generator": "UNet2DModel, from scratch"}
-METRICS = ("roc_auc", "sensitivity", "specificity", "balanced_accuracy", "calibration_slope")
+SHOWN = ("roc_auc", "sensitivity", "specificity", "balanced_accuracy", "calibration_slope")
 IN_GROUPS = ("roc_auc", "sensitivity", "specificity", "calibration_slope")
 QUALITY = ("kid", "precision", "recall", "coverage")
 NOT_RUN, COMPARISONS = "not run", "comparisons"
@@ -47,27 +49,35 @@ def update_readme(readme: Path = CARDS / "README.md") -> None:
 
 
 def classifier_table() -> str:
-    header = ["classifier", "target", "size", "images", "melanomas", *(TITLES[name] for name in METRICS), "commit"]
+    header = [
+        "classifier",
+        "target",
+        "size",
+        "images",
+        "melanomas",
+        *(METRICS[name].title for name in SHOWN),
+        "commit",
+    ]
     return markdown_table(header, [_classifier(name, title) for name, title in CLASSIFIERS.items()])
 
 
 def _classifier(name: str, title: str) -> list[str]:
     folder = CARDS / name
     if not (folder / "README.md").is_file():
-        return [title, NOT_RUN, *[""] * (len(METRICS) + 4)]
+        return [title, NOT_RUN, *[""] * (len(SHOWN) + 4)]
     facts = read_json(folder, "card_data.json")
     rows = {row.metric: row for row in metric_rows(folder) if row.group_column == "all"}
-    settings, first = facts["settings"], rows[METRICS[0]]
+    settings, first = facts["settings"], rows[SHOWN[0]]
     target = settings["target"].replace("_", " ") + (", confirmed" if settings["confirmed_by_histology"] else "")
     tested = f"{target}, {'five folds' if facts['folds'] else 'fold 0'}"
     counts = [f"{settings['image_size']} px", f"{first.n:,}", f"{first.melanomas:,}"]
-    values = [with_interval(rows[metric]) for metric in METRICS]
+    values = [with_interval(rows[metric]) for metric in SHOWN]
     return [f"[{title}]({name}/README.md)", tested, *counts, *values, _commit(facts)]
 
 
 def group_table() -> str:
     """The classifiers that were tested on all images, group by group."""
-    header = ["group", "melanomas", "classifier", *(TITLES[metric] for metric in IN_GROUPS)]
+    header = ["group", "melanomas", "classifier", *(METRICS[metric].title for metric in IN_GROUPS)]
     found: dict[tuple[str, str], list[list[str]]] = {}
     for name, title in CLASSIFIERS.items():
         folder = CARDS / name
@@ -107,23 +117,23 @@ def generator_table() -> str:
 
 def comparison_table(name: str, baseline: str) -> str:
     """Paired differences from a baseline by model and group, and the baseline's own ROC AUC."""
-    header = ["", "group", f"ROC AUC of {baseline}", *(f"{TITLES[metric]}, difference" for metric in METRICS[:3])]
+    header = ["", "group", f"ROC AUC of {baseline}", *(f"{METRICS[metric].title}, difference" for metric in SHOWN[:3])]
     lines = []
     for (model, column, group), cells in _differences(name).items():
         auc = cells["roc_auc"]
         if group != UNKNOWN:
             own = f"{auc.baseline_value:.3f}" if auc.estimable else NOT_ESTIMABLE
             shown = "all images" if column == OVERALL else f"{column} {group}"
-            lines.append([model, shown, own, *(_difference(cells[metric]) for metric in METRICS[:3])])
+            lines.append([model, shown, own, *(_difference(cells[metric]) for metric in SHOWN[:3])])
     return _table(header, lines)
 
 
 def lift_table() -> str:
     """What each change does to all images: of validation, by which it may be picked, and of test."""
-    header = ["change", "ROC AUC on validation", *(f"{TITLES[metric]} on test" for metric in METRICS[:3])]
+    header = ["change", "ROC AUC on validation", *(f"{METRICS[metric].title} on test" for metric in SHOWN[:3])]
     validation, test = _differences("lift-validation"), _differences("lift-test")
     lines = [
-        [key[0], _difference(validation[key]["roc_auc"]), *(_difference(cells[metric]) for metric in METRICS[:3])]
+        [key[0], _difference(validation[key]["roc_auc"]), *(_difference(cells[metric]) for metric in SHOWN[:3])]
         for key, cells in test.items()
         if key[1] == OVERALL
     ]

@@ -14,10 +14,13 @@ from melanoma_fair_xai.base.files import atomic_path, write_json
 from melanoma_fair_xai.classifier.calibration import calibrate, choose_threshold, fit_platt, fit_temperature
 from melanoma_fair_xai.classifier.export import ClassifierInfo
 from melanoma_fair_xai.classifier.predict import melanoma_scores, predict_logits, prediction_table
-from melanoma_fair_xai.classifier.report import operating_metrics
 from melanoma_fair_xai.classifier.task import Task
 from melanoma_fair_xai.fairness import FairnessReport
-from melanoma_fair_xai.fairness.report import TITLES, with_interval
+from melanoma_fair_xai.fairness.metrics import METRICS, point_values
+from melanoma_fair_xai.fairness.predictions import sample_of
+from melanoma_fair_xai.fairness.rows import with_interval
+
+SUMMARY = ("roc_auc", "sensitivity", "specificity", "balanced_accuracy", "brier")  # the metrics of metrics.json
 
 
 def predict(accelerator: Accelerator, network: torch.nn.Module, task: Task, split: str, batch_size: int) -> np.ndarray:
@@ -58,6 +61,13 @@ def score(
     )
 
 
+def summary_values(predictions: pd.DataFrame) -> dict[str, float | int]:
+    """Counts of a predictions table and SUMMARY of all its images; what its classes do not allow is NaN."""
+    sample = sample_of(predictions)
+    counts = {"n": len(sample), "lesions": len(np.unique(sample.lesions)), "melanomas": int(sample.labels.sum())}
+    return counts | point_values(sample, SUMMARY)
+
+
 def write_predictions(folder: Path, predictions: Mapping[str, pd.DataFrame]) -> None:
     """Write predictions/NAME.parquet and metrics.json."""
     (folder / "predictions").mkdir(exist_ok=True)
@@ -65,7 +75,7 @@ def write_predictions(folder: Path, predictions: Mapping[str, pd.DataFrame]) -> 
         with atomic_path(folder / "predictions" / f"{name}.parquet") as path:
             table.to_parquet(path, index=False)
     thresholds = next(iter(predictions.values())).drop_duplicates("fold")[["fold", "threshold"]]
-    values: dict[str, Any] = {"splits": {name: operating_metrics(table) for name, table in predictions.items()}}
+    values: dict[str, Any] = {"splits": {name: summary_values(table) for name, table in predictions.items()}}
     if len(thresholds) == 1:
         values["threshold"] = thresholds["threshold"].iloc[0]
     else:
@@ -80,7 +90,8 @@ def results_table(
     rows = {(row.group, row.metric): row for row in report.overall}
     rows |= {(row.group, row.metric): row for row in report.by_group if row.group_column == column}
     lines = [
-        f"{'group':<16}{'images':>8}{'lesions':>9}{'melanomas':>11}" + "".join(f"{TITLES[m]:>24}" for m in metrics)
+        f"{'group':<16}{'images':>8}{'lesions':>9}{'melanomas':>11}"
+        + "".join(f"{METRICS[metric].title:>24}" for metric in metrics)
     ]
     for group in dict.fromkeys(group for group, _ in rows):
         cells = [rows[group, metric] for metric in metrics]

@@ -1,4 +1,4 @@
-"""Logits of many images, shared by all processes, and the tables and scores that come from them."""
+"""Logits of many images, shared by all processes, and the metrics, scores and tables that come from them."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,8 @@ import pandas as pd
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
-from scipy.special import softmax
+from scipy.special import log_softmax, softmax
+from sklearn.metrics import roc_auc_score
 from tqdm.auto import tqdm
 
 from melanoma_fair_xai.classifier.export import ClassifierInfo
@@ -41,6 +42,28 @@ def predict_logits(
     gathered = sorted(gather_object(results), key=lambda item: item[0])
     assert [number for number, _ in gathered] == list(range(len(batches)))
     return np.concatenate([logits for _, logits in gathered])
+
+
+def ranking_metrics(labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """`loss` (cross-entropy), `roc_auc` and `balanced_accuracy` (of the likeliest class); labels (n,), logits (n, k).
+
+    With more than two classes the AUC is the mean of one class against the rest over the classes that are there; it is
+    NaN where fewer than two are.
+    """
+    log_probabilities = log_softmax(logits, axis=1)
+    present = np.unique(labels)
+    if len(present) < 2:
+        auc = float("nan")
+    elif logits.shape[1] == 2:
+        auc = roc_auc_score(labels, logits[:, 1] - logits[:, 0])
+    else:
+        auc = np.mean([roc_auc_score(labels == k, log_probabilities[:, k]) for k in present])
+    predicted = logits.argmax(axis=1)
+    return {
+        "loss": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+        "roc_auc": float(auc),
+        "balanced_accuracy": float(np.mean([(predicted[labels == k] == k).mean() for k in present])),
+    }
 
 
 def melanoma_scores(logits: np.ndarray, positive: Sequence[int]) -> np.ndarray:

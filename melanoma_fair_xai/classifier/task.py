@@ -14,7 +14,7 @@ from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.classifier.export import ClassifierInfo
 from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.data.cache import decode_once, on_device
-from melanoma_fair_xai.data.loading import GROUP_COLUMNS, Records, add_synthetic, load_synthetic
+from melanoma_fair_xai.data.loading import METADATA_COLUMNS, Records, add_synthetic, load_synthetic
 from melanoma_fair_xai.data.targets import TARGETS, Target, apply_target
 from melanoma_fair_xai.fairness.groups import DERIVED, group_columns
 
@@ -99,7 +99,7 @@ def load_target(
 def own_columns(group_by: Sequence[str]) -> tuple[str, ...]:
     """The columns of a user's own data set that `--group_by` names, beyond those that every data set has."""
     parts = dict.fromkeys(part.strip() for name in group_by for part in name.split("*"))
-    return tuple(part for part in parts if part not in GROUP_COLUMNS and part not in DERIVED)
+    return tuple(part for part in parts if part not in METADATA_COLUMNS and part not in DERIVED)
 
 
 def make_task(

@@ -24,8 +24,7 @@ from melanoma_fair_xai.classifier.models import (
     parameter_groups,
     restore_batch_norm_statistics,
 )
-from melanoma_fair_xai.classifier.predict import predict_logits
-from melanoma_fair_xai.classifier.report import ranking_metrics
+from melanoma_fair_xai.classifier.predict import predict_logits, ranking_metrics
 from melanoma_fair_xai.classifier.task import Task
 from melanoma_fair_xai.data.augmentation import Augmentation, augment
 from melanoma_fair_xai.data.cache import PixelDataset, take

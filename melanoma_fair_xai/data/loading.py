@@ -32,7 +32,7 @@ BUILDERS: dict[str, type[LesionBuilder]] = {
 }
 UNUSABLE = "unusable"
 MASK_COLUMNS = ("mask", "artefact_mask")
-GROUP_COLUMNS = ("diagnosis", "age", "sex", "localization", "fitzpatrick", "source", "ita")
+METADATA_COLUMNS = ("diagnosis", "age", "sex", "localization", "fitzpatrick", "source", "ita")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -203,7 +203,7 @@ def _read_table(part: datasets.Dataset, columns: ColumnNames, name: str, split: 
             file=sys.stderr,
         )
         table["lesion_id"] = table["image_id"]
-    for group in GROUP_COLUMNS:
+    for group in METADATA_COLUMNS:
         if group == "age":
             table["age"] = _ages(meta, name) if "age" in meta.column_names else np.nan
         elif group == "ita":

@@ -26,7 +26,7 @@ from dataset_scripts.skin_colour import rgb_to_lab
 from dataset_scripts.splits import assign_folds, lesion_strata
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.base.files import atomic_path, write_json
-from melanoma_fair_xai.base.tables import markdown_table
+from melanoma_fair_xai.base.tables import markdown_table, number
 from melanoma_fair_xai.classifier.export import load_classifier
 from melanoma_fair_xai.classifier.models import CONFIG_NAME, create_classifier
 from melanoma_fair_xai.data.cache import decode_once
@@ -45,7 +45,6 @@ from melanoma_fair_xai.diffusion.generation import SETTINGS_NAME
 from melanoma_fair_xai.diffusion.sample_metrics import frechet_distance, kernel_distance, manifold_metrics
 from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
 from melanoma_fair_xai.fairness.intervals import clopper_pearson
-from melanoma_fair_xai.fairness.report import number
 
 CATEGORIES = [name for name, condition in CONDITIONS.items() if not condition.is_measure]
 FACTS_NAME = "quality.json"  # what was measured, and with what

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from melanoma_fair_xai.base.tables import number
 from melanoma_fair_xai.fairness.groups import PRIMARY
 from melanoma_fair_xai.fairness.intervals import square_and_add
 
@@ -15,15 +16,6 @@ from .methods import METHODS
 from .traps import TRAPS, trap_columns
 
 TRAP_MARGIN = 0.05
-
-
-def number(value: Any, digits: int = 3) -> str:
-    """A number for the page, with as many digits after the point, or two that count where that would show none."""
-    if value is None or not np.isfinite(value):
-        return "–"
-    if value != 0 and abs(value) < 0.5 * 10**-digits:
-        return f"{value:.0e}".replace("-", "−")
-    return f"{value:.{digits}f}".replace("-", "−")
 
 
 def interval(row: pd.Series) -> str:

@@ -16,12 +16,13 @@ import torch
 from tqdm.auto import tqdm
 
 from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.tables import number
 
 from . import figures, rendering
 from .batches import Explanations, Options
 from .controls import CONTROLS, RIVALS
 from .fidelity import PERCENTILES
-from .findings import TRAP_MARGIN, artefact_rows, beats, findings, is_caught, number, skin_contrasts
+from .findings import TRAP_MARGIN, artefact_rows, beats, findings, is_caught, skin_contrasts
 from .layers import MapLayer
 from .measures import MEASURES
 from .methods import METHODS

@@ -1,10 +1,10 @@
 """Performance by group with intervals that a statistician accepts, from arrays and group columns; no torch."""
 
 from .comparison import Comparison, compare
-from .evaluation import evaluate, evaluate_predictions
-from .groups import read_predictions
 from .means import mean_by_group
+from .predictions import read_predictions
 from .report import FairnessReport
+from .stratified import evaluate, evaluate_predictions
 
 __all__ = [
     "Comparison",

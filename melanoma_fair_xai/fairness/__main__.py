@@ -13,8 +13,8 @@ import pandas as pd
 from melanoma_fair_xai.base.errors import UserError, run_command
 
 from .comparison import compare
-from .evaluation import evaluate_predictions
-from .groups import read_predictions
+from .predictions import read_predictions
+from .stratified import evaluate_predictions
 
 
 def main() -> None:

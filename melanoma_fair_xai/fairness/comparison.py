@@ -14,62 +14,17 @@ from tqdm.auto import tqdm
 from dataset_scripts.common import UNKNOWN
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import atomic_path
-from melanoma_fair_xai.base.tables import markdown_table
+from melanoma_fair_xai.base.tables import markdown_table, number
 
-from .estimates import Estimate, subtract
-from .estimation import CLOSED_FORM, METRICS, TITLES, estimate_parts
-from .evaluation import FAMILY
-from .groups import PRIMARY, available_groups, group_columns, reference_group
+from .bootstrap import estimate_parts
+from .estimates import Difference, Estimate, subtract
+from .groups import PRIMARY, all_images, group_columns, reference_group
 from .intervals import holm
-from .report import OVERALL, number, p_text, with_interval
+from .metrics import METRICS, titles
+from .predictions import sample_of
 from .resampling import lesion_classes, lesion_groups
-from .sample import Sample, make_sample
-
-GAPS = (*CLOSED_FORM, "ppv", "auprc")  # the metrics of which more is better
-
-
-@dataclass(frozen=True)
-class ModelDifference:
-    """A model minus the baseline in one group; `p` and `p_holm` are NaN outside the tested family."""
-
-    group_column: str
-    group: str
-    metric: str
-    model: str
-    n: int
-    lesions: int
-    melanomas: int
-    baseline_value: float = math.nan
-    model_value: float = math.nan
-    value: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    p: float = math.nan
-    p_holm: float = math.nan
-    estimable: bool = False
-
-
-@dataclass(frozen=True)
-class GapChange:
-    """A group's gap to the reference under the baseline and under a model; `value` is the change of the signed gap.
-
-    `levelling_down`: the gap is narrower, the group that was ahead has lost, and the one behind has not gained;
-    `loss_is_clear`: the interval of that loss excludes zero.
-    """
-
-    group_column: str
-    group: str
-    reference: str
-    metric: str
-    model: str
-    baseline_gap: float
-    model_gap: float
-    value: float
-    low: float
-    high: float
-    levelling_down: bool
-    loss_is_clear: bool
-    estimable: bool = True
+from .rows import GapChange, ModelDifference, p_text, with_interval
+from .sample import Sample
 
 
 @dataclass(frozen=True)
@@ -97,7 +52,7 @@ class Comparison:
         methods = (
             f"Paired differences from {self.baseline} on the same lesions, with marginal 95 % intervals: squared and "
             "added limits with the correlation that the common lesions give. p-values "
-            f"are adjusted by Holm over {tested} differences: ROC AUC and sensitivity of every model, in all "
+            f"are adjusted by Holm over {tested} differences: {titles(lambda m: m.tested)} of every model, in all "
             f"images{primary}.\n\n"
             "A gap is a group's value minus the reference group's. Levelling down stands where a gap is narrower "
             "while the group that was ahead has lost and the one behind has not gained, by point estimates; "
@@ -110,7 +65,7 @@ class Comparison:
         header = ["grouping", "group", "images", "melanomas", "metric"]
         header += [self.baseline, model, "difference", "p (Holm)"]
         rows = [
-            [row.group_column, row.group, f"{row.n:,}", f"{row.melanomas:,}", TITLES[row.metric]]
+            [row.group_column, row.group, f"{row.n:,}", f"{row.melanomas:,}", METRICS[row.metric].title]
             + [number(row.baseline_value), number(row.model_value), with_interval(row), p_text(row.p_holm)]
             for row in self.differences
             if row.model == model and row.estimable
@@ -120,8 +75,8 @@ class Comparison:
         if gaps:
             header = ["grouping", "gap", "metric", self.baseline, model, "change", ""]
             rows = [
-                [row.group_column, f"{row.group} − {row.reference}", TITLES[row.metric], number(row.baseline_gap)]
-                + [number(row.model_gap), with_interval(row), _flag(row)]
+                [row.group_column, f"{row.group} − {row.reference}", METRICS[row.metric].title]
+                + [number(row.baseline_gap), number(row.model_gap), with_interval(row), _flag(row)]
                 for row in gaps
             ]
             parts.append(markdown_table(header, rows))
@@ -160,14 +115,15 @@ def compare(
         raise UserError("give two sets of predictions or more to compare")
     (baseline, first), *others = tables.items()
     aligned = {baseline: first, **{name: _align(first, table, baseline, name) for name, table in others}}
-    samples = {name: _sample(table, first) for name, table in aligned.items()}
-    columns = group_columns(first, available_groups(first) if group_by is None else group_by)
+    # All on the baseline's lesions, whose codes are then the same.
+    lesions = first["lesion_id"].to_numpy()
+    samples = {name: sample_of(table.assign(lesion_id=lesions)) for name, table in aligned.items()}
+    columns = group_columns(first, group_by)
     primary = PRIMARY if PRIMARY in columns else next(iter(columns), None)
-    everything = pd.Series(pd.Categorical([OVERALL] * len(first)))
-    differences, gaps = _compare_column(samples, everything, OVERALL, None, True, n_resamples, seed)
+    differences, gaps = _compare_column(samples, all_images(len(first)), None, True, n_resamples, seed)
     for name in tqdm(list(columns), desc="groups", unit="column", disable=not show_progress):
         base = reference_group(columns[name], samples[baseline].labels, reference, name)
-        more, changes = _compare_column(samples, columns[name], name, base, name == primary, n_resamples, seed)
+        more, changes = _compare_column(samples, columns[name], base, name == primary, n_resamples, seed)
         differences += more
         gaps += changes
     adjusted = holm(np.array([row.p for row in differences]))
@@ -202,13 +158,6 @@ def _image_keys(table: pd.DataFrame, name: str) -> pd.Index:
     return keys
 
 
-def _sample(table: pd.DataFrame, first: pd.DataFrame) -> Sample:
-    """A model's scores and thresholds on the baseline's lesions, whose codes are then the same for all models."""
-    folds = table["fold"].to_numpy() if "fold" in table else None
-    thresholds = table["threshold"] if "threshold" in table else None
-    return make_sample(first["label"], table["score"], first["lesion_id"], folds, thresholds)
-
-
 def _flag(row: GapChange) -> str:
     if not row.levelling_down:
         return ""
@@ -218,12 +167,12 @@ def _flag(row: GapChange) -> str:
 def _compare_column(
     samples: Mapping[str, Sample],
     column: pd.Series,
-    name: str,
     reference: str | None,
     tested: bool,
     n_resamples: int,
     seed: int,
 ) -> tuple[list[ModelDifference], list[GapChange]]:
+    name = str(column.name)
     baseline, *others = samples
     codes = column.cat.codes.to_numpy().astype(np.int64)
     parts = {
@@ -259,7 +208,7 @@ def _with_difference(row: ModelDifference, baseline: Estimate, model: Estimate, 
         value=difference.value,
         low=float(low),
         high=float(high),
-        p=difference.p_value() if tested and row.metric in FAMILY else math.nan,
+        p=difference.p_value() if tested and METRICS[row.metric].tested else math.nan,
         estimable=True,
     )
 
@@ -277,18 +226,29 @@ def _gap_changes(
         for group in column.cat.categories:
             if group in (reference, UNKNOWN):
                 continue
-            for metric in GAPS:
+            for metric in [metric for metric, row in METRICS.items() if row.better]:
                 if not all(metric in estimates[key] for key in product((baseline, model), (group, reference))):
                     continue
-                gained = subtract(estimates[model, group][metric], estimates[baseline, group][metric])
-                base = estimates[baseline, reference][metric]
-                reference_gained = subtract(estimates[model, reference][metric], base)
-                before = estimates[baseline, group][metric].value - base.value
+                base, base_of_reference = (estimates[baseline, key][metric] for key in (group, reference))
+                gained = subtract(estimates[model, group][metric], base)
+                reference_gained = subtract(estimates[model, reference][metric], base_of_reference)
+                before = base.value - base_of_reference.value
                 change = subtract(gained, reference_gained)
-                low, high = change.interval()
-                ahead, behind = (gained, reference_gained) if before > 0 else (reference_gained, gained)
-                down = abs(before + change.value) < abs(before) and ahead.value < 0 and behind.value <= 0
-                clear = bool(down and ahead.interval()[1] < 0)
-                gap = (before, before + change.value, change.value, float(low), float(high), bool(down), clear)
-                changes.append(GapChange(name, group, reference, metric, model, *gap))
+                low, high = map(float, change.interval())
+                gap = (before, before + change.value, change.value, low, high)
+                flags = _levelling_down(METRICS[metric].better, before, gained, reference_gained)
+                changes.append(GapChange(name, group, reference, metric, model, *gap, *flags))
     return changes
+
+
+def _levelling_down(better: str, before: float, gained: Difference, reference_gained: Difference) -> tuple[bool, bool]:
+    """Whether a gap, `before`, has narrowed by a loss alone, and whether the interval of that loss excludes zero.
+
+    `gained` is what the model adds to the baseline's value in the group, `reference_gained` that in the reference.
+    """
+    sign = 1 if better == "higher" else -1
+    ahead, behind = (gained, reference_gained) if sign * before > 0 else (reference_gained, gained)
+    narrower = abs(before + gained.value - reference_gained.value) < abs(before)
+    down = narrower and sign * ahead.value < 0 and sign * behind.value <= 0
+    low, high = ahead.interval()
+    return bool(down), bool(down and (high < 0 if better == "higher" else low > 0))

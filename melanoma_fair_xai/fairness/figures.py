@@ -2,31 +2,25 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from tqdm.auto import tqdm
 
 from dataset_scripts.common import UNKNOWN
 from melanoma_fair_xai.base.files import atomic_path
 
-from .estimates import Rate, rate, subtract
-from .estimation import TITLES
+from .estimates import rate, subtract
+from .metrics import METRICS
+from .rows import GroupMetric
 from .sample import Sample
-
-if TYPE_CHECKING:
-    from .report import FairnessReport, GroupMetric
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, and line styles for print.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
-FOREST = ("roc_auc", "sensitivity", "specificity", "balanced_accuracy", "ppv", "auprc")
-FOREST_CALIBRATION = ("brier", "calibration_intercept", "calibration_slope")
-IDEAL = {"calibration_intercept": 0.0, "calibration_slope": 1.0}
 WIDTH = 8.0  # inches, 800 pixels wide at the resolution of a card
 DPI = 150
 MAX_RELIABILITY_BINS = 8
@@ -35,27 +29,33 @@ THRESHOLDS = 60
 MAX_OPERATING_POINTS = 10
 
 
-def draw_figures(report: "FairnessReport", folder: Path, title: str, show_progress: bool) -> dict[str, list[str]]:
-    """Write the figures of every group column to a folder; returns their file names by column."""
+def draw_figures(
+    folder: Path,
+    sample: Sample,
+    column: pd.Series,
+    overall: Sequence[GroupMetric],
+    rows: Sequence[GroupMetric],
+    reference: str | None,
+    title: str,
+) -> list[str]:
+    """Write the figures of a group column, whose metrics `rows` are, to a folder; returns their file names."""
+    name = str(column.name)
+    figures = {"forest": plot_forest(overall, rows, name, title)}
+    shown = curve_groups(rows, reference)
+    if shown:
+        figures["curves"] = plot_curves(sample, column, shown, title)
+    if len(shown) > 1 and sample.thresholds is not None:
+        figures["gap"] = plot_gap(sample, column, shown, title)
     folder.mkdir(parents=True, exist_ok=True)
-    names: dict[str, list[str]] = {}
-    for column in tqdm(list(report.groups), desc="figures", unit="column", disable=not show_progress):
-        rows = [row for row in report.by_group if row.group_column == column]
-        figures = {"forest": plot_forest(report.overall, rows, column, title)}
-        shown = curve_groups(rows, report.reference.get(column))
-        if shown:
-            figures["curves"] = plot_curves(report.sample, report.groups[column], shown, column, title)
-        if len(shown) > 1 and report.sample.thresholds is not None:
-            figures["gap"] = plot_gap(report.sample, report.groups[column], shown, column, title)
-        plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in column)
-        names[column] = [f"fairness_{plain}_{kind}.png" for kind in figures]
-        for name, figure in zip(names[column], figures.values(), strict=True):
-            with atomic_path(folder / name) as path:
-                figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
+    names = [f"fairness_{plain}_{kind}.png" for kind in figures]
+    for file, figure in zip(names, figures.values(), strict=True):
+        with atomic_path(folder / file) as path:
+            figure.savefig(path, dpi=DPI, metadata={"Software": None})
     return names
 
 
-def curve_groups(rows: Sequence["GroupMetric"], reference: str | None) -> dict[str, "GroupMetric"]:
+def curve_groups(rows: Sequence[GroupMetric], reference: str | None) -> dict[str, GroupMetric]:
     """The groups that curves show, the reference first: known, with a ROC AUC, at most six, most melanomas first."""
     able = [row for row in rows if row.metric == "roc_auc" and row.estimable and row.group != UNKNOWN]
     chosen = sorted(able, key=lambda row: (row.group != reference, -row.melanomas))[: len(COLOURS)]
@@ -63,17 +63,17 @@ def curve_groups(rows: Sequence["GroupMetric"], reference: str | None) -> dict[s
     return {row.group: row for row in [*first, *others]}
 
 
-def label_of(row: "GroupMetric") -> str:
+def label_of(row: GroupMetric) -> str:
     """A group with its counts."""
     return f"{row.group} (n {row.n:,}, {row.melanomas:,} mel.)"
 
 
-def plot_forest(overall: Sequence["GroupMetric"], rows: Sequence["GroupMetric"], column: str, title: str) -> Figure:
+def plot_forest(overall: Sequence[GroupMetric], rows: Sequence[GroupMetric], column: str, title: str) -> Figure:
     """Each metric's value and interval in each group, beside that of all images (grey)."""
     groups = list(dict.fromkeys(row.group for row in rows))
     found = {(row.group, row.metric): row for row in rows}
     whole = {row.metric: row for row in overall}
-    metrics = [name for name in (*FOREST, *FOREST_CALIBRATION) if name in whole]
+    metrics = [name for name, metric in METRICS.items() if name in whole and not metric.point_estimate]
     columns = 3
     lines = math.ceil(len(metrics) / columns)
     height = lines * (0.65 + 0.24 * len(groups)) + 0.9
@@ -82,11 +82,11 @@ def plot_forest(overall: Sequence["GroupMetric"], rows: Sequence["GroupMetric"],
     places = np.arange(len(groups))[::-1]
     for axis, metric in zip(axes.flat, metrics, strict=False):
         _shade_overall(axis, whole[metric])
-        if metric in IDEAL:
-            axis.axvline(IDEAL[metric], color="0.4", linewidth=0.8, linestyle=":")
+        if not METRICS[metric].bounded:  # else the ideal is the end of the axis
+            axis.axvline(METRICS[metric].ideal, color="0.4", linewidth=0.8, linestyle=":")
         for place, group in zip(places, groups, strict=True):
             _draw_interval(axis, found[group, metric], place)
-        axis.set_title(TITLES[metric], fontsize=10)
+        axis.set_title(METRICS[metric].title, fontsize=10)
         axis.set_yticks(places, [label_of(found[group, metric]) for group in groups], fontsize=8.5)
         axis.set_ylim(-0.6, len(groups) - 0.4)
         axis.tick_params(axis="x", labelsize=8.5)
@@ -98,14 +98,14 @@ def plot_forest(overall: Sequence["GroupMetric"], rows: Sequence["GroupMetric"],
     return figure
 
 
-def _shade_overall(axis: Axes, row: "GroupMetric") -> None:
+def _shade_overall(axis: Axes, row: GroupMetric) -> None:
     if row.estimable:
         axis.axvline(row.value, color="0.6", linewidth=1)
         if not math.isnan(row.low):
             axis.axvspan(row.low, row.high, color="0.92", linewidth=0)
 
 
-def _draw_interval(axis: Axes, row: "GroupMetric", place: float) -> None:
+def _draw_interval(axis: Axes, row: GroupMetric, place: float) -> None:
     if not row.estimable:
         axis.plot([0.5], [place], "x", color="0.5", markersize=5, transform=axis.get_yaxis_transform())
         return
@@ -114,9 +114,7 @@ def _draw_interval(axis: Axes, row: "GroupMetric", place: float) -> None:
     axis.plot([row.value], [place], "o", color=COLOURS[0], markersize=4.5)
 
 
-def plot_curves(
-    sample: Sample, column: pd.Series, shown: Mapping[str, "GroupMetric"], name: str, title: str
-) -> Figure:
+def plot_curves(sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetric], title: str) -> Figure:
     """ROC curves with their operating points, and reliability: the share of melanomas against the mean score."""
     figure = Figure(figsize=(WIDTH, 4.9), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -143,7 +141,7 @@ def plot_curves(
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    _set_title(figure, f"by {name}", title)
+    _set_title(figure, f"by {column.name}", title)
     return figure
 
 
@@ -169,7 +167,7 @@ def reliability(sample: Sample) -> tuple[np.ndarray, ...]:
     return tuple(np.array(rows, dtype=float).T)
 
 
-def plot_gap(sample: Sample, column: pd.Series, shown: Mapping[str, "GroupMetric"], name: str, title: str) -> Figure:
+def plot_gap(sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetric], title: str) -> Figure:
     """Sensitivity and specificity of each group minus the first one's, with intervals, against the threshold."""
     reference, *others = shown
     others = sorted(sorted(others, key=lambda group: -shown[group].melanomas)[:MAX_GAPS], key=list(shown).index)
@@ -180,7 +178,8 @@ def plot_gap(sample: Sample, column: pd.Series, shown: Mapping[str, "GroupMetric
     axes = figure.subplots(1, 2, sharex=True)
     for axis, kind in zip(axes, ("sensitivity", "specificity"), strict=True):
         axis.axhline(0, color="0.6", linewidth=1)
-        rates = {group: [_rate_at(part, kind, t) for t in thresholds] for group, part in parts.items()}
+        estimate = METRICS[kind].closed_form
+        rates = {group: [estimate(_at(part, t)) for t in thresholds] for group, part in parts.items()}
         for group, colour, style in zip(others, COLOURS[1:], STYLES[1:], strict=False):
             gaps = [subtract(one, base) for one, base in zip(rates[group], rates[reference], strict=True)]
             low, high = np.array([gap.interval() for gap in gaps], dtype=float).T
@@ -197,15 +196,14 @@ def plot_gap(sample: Sample, column: pd.Series, shown: Mapping[str, "GroupMetric
         axis.xaxis.set_minor_formatter("")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    _set_title(
-        figure, f"gap to {label_of(shown[reference])} by {name}; bands: pointwise 95 %; dotted: the threshold", title
-    )
+    text = f"gap to {label_of(shown[reference])} by {column.name}; bands: pointwise 95 %; dotted: the threshold"
+    _set_title(figure, text, title)
     return figure
 
 
-def _rate_at(part: Sample, kind: str, threshold: float) -> Rate:
-    above = part.scores >= threshold
-    return rate(part, part.labels, above) if kind == "sensitivity" else rate(part, ~part.labels, ~above)
+def _at(part: Sample, threshold: float) -> Sample:
+    """The sample with one threshold for all images."""
+    return replace(part, thresholds=np.full(len(part), threshold))
 
 
 def _set_title(figure: Figure, text: str, title: str) -> None:

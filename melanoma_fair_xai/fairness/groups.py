@@ -1,8 +1,6 @@
-"""Predictions tables, and the group columns that are derived from them, in one place."""
+"""The groups that performance is reported by, derived from the columns of a table in one place."""
 
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -10,92 +8,46 @@ import pandas as pd
 from dataset_scripts.common import SKIN_TYPES, UNKNOWN
 from melanoma_fair_xai.base.errors import UserError
 
+OVERALL = "all"  # the column, and its one group, of all images
 PRIMARY = "fitzpatrick_group"
-DERIVED = (PRIMARY, "age_band", "ita_tertile")  # made here of fitzpatrick, age and ita
 REFERENCES = {PRIMARY: "I-II"}  # elsewhere the known group with most melanomas
 SKIN_GROUPS = {"I": "I-II", "II": "I-II", "III": "III-IV", "IV": "III-IV", "V": "V-VI", "VI": "V-VI"}
 AGE_BANDS = ["under 40", "40-59", "60 and over"]
 # Not darkest and lightest: over 90 degrees, where a third of HAM10000 lies, the angle says bluish, not light.
 ITA_TERTILES = ["1 (lowest)", "2", "3 (highest)"]
 MAX_GROUPS = 60
-REQUIRED = ("lesion_id", "label", "score", "threshold")
 COMMON = ("fitzpatrick", "sex", "age_band", "localization", "source", "ita_tertile")
 
 
-def read_predictions(*paths: str | os.PathLike) -> pd.DataFrame:
-    """One table of the predictions in Parquet files, or in run folders (their predictions/test.parquet).
-
-    Raises UserError for a file that is missing, is not Parquet, has no rows or lacks a column, and for an image that
-    stands twice.
-    """
-    table = pd.concat([_read(Path(path)) for path in paths], ignore_index=True)
-    keys = [name for name in ("image_id", "fold") if name in table]
-    if "image_id" in table and table.duplicated(keys).any():
-        twice = table["image_id"][table.duplicated(keys)]
-        raise UserError(
-            f"{paths[-1]}: image {twice.iloc[0]} stands more than once ({len(twice)} such); "
-            "give the predictions of each image once"
-        )
-    return table
-
-
-def _read(path: Path) -> pd.DataFrame:
-    if path.is_dir():
-        path = path / "predictions" / "test.parquet"
-    if not path.is_file():
-        raise UserError(f"{path}: no such file; give a predictions table, or the folder of a run that wrote one")
-    try:
-        table = pd.read_parquet(path)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not a Parquet table ({str(error).splitlines()[0]})") from None
-    missing = [name for name in REQUIRED if name not in table]
-    if missing:
-        raise UserError(f"{path}: no column {', '.join(missing)}; its columns are {', '.join(table.columns)}")
-    if table.empty:
-        raise UserError(f"{path}: the table has no rows")
-    return table
-
-
-def available_groups(table: pd.DataFrame) -> list[str]:
-    """The common group columns that the table allows, those without a known value left out."""
-    needs = {"age_band": "age", "ita_tertile": "ita"}
-    return [name for name in COMMON if needs.get(name, name) in table and (group_column(table, name) != UNKNOWN).any()]
-
-
-def group_columns(table: pd.DataFrame, group_by: Sequence[str]) -> pd.DataFrame:
+def group_columns(table: pd.DataFrame, group_by: Sequence[str] | None = None) -> pd.DataFrame:
     """The columns named in `group_by`, derived where need be, as ordered categories with `unknown` last.
 
     `fitzpatrick` gives the primary grouping fitzpatrick_group (I-II, III-IV, V-VI) and the descriptive types;
     `fitzpatrick_group`, `age_band` and `ita_tertile` come from fitzpatrick, age and ita; "a*b" is a pair of columns.
+    The default is whatever common columns the table allows, those without a known value left out.
     Raises UserError for a column that is not there and one with too many values to be groups.
     """
-    names: list[str] = []
-    for name in group_by:
-        names += [PRIMARY, name] if name == "fitzpatrick" else [name]
-    return pd.DataFrame({name: group_column(table, name) for name in dict.fromkeys(names)})
+    names = COMMON if group_by is None else group_by
+    names = dict.fromkeys(one for name in names for one in ((PRIMARY, name) if name == "fitzpatrick" else (name,)))
+    if group_by is None:
+        names = [name for name in names if name in table or name in DERIVED and DERIVED[name][0] in table]
+    columns = {name: group_column(table, name) for name in names}
+    if group_by is None:
+        columns = {name: column for name, column in columns.items() if (column != UNKNOWN).any()}
+    return pd.DataFrame(columns)
 
 
 def group_column(table: pd.DataFrame, name: str) -> pd.Series:
     """One column of `group_columns`."""
-    if "*" in name and name not in table:
-        parts = [group_column(table, part.strip()) for part in name.split("*")]
-        return _crossed(parts)
     if name in table:
         return as_groups(table[name], name)
-    if name == PRIMARY:
-        return _ordered(
-            _source(table, "fitzpatrick", name).map(SKIN_GROUPS), list(dict.fromkeys(SKIN_GROUPS.values()))
-        )
-    if name == "age_band":
-        ages = pd.to_numeric(_source(table, "age", name), errors="coerce")
-        return _ordered(pd.cut(ages, [-np.inf, 40, 60, np.inf], right=False, labels=AGE_BANDS), AGE_BANDS)
-    if name == "ita_tertile":
-        ita = pd.to_numeric(_source(table, "ita", name), errors="coerce")
-        if ita.nunique() < len(ITA_TERTILES):
-            return _ordered(ita * np.nan, ITA_TERTILES)
-        thirds = [-np.inf, *ita.quantile([1 / 3, 2 / 3]), np.inf]
-        return _ordered(pd.cut(ita, thirds, labels=ITA_TERTILES), ITA_TERTILES)
-    raise UserError(f"--group_by {name}: no such column; the table has {', '.join(map(str, table.columns))}")
+    if "*" in name:
+        return _crossed([group_column(table, part.strip()) for part in name.split("*")])
+    source, derive = DERIVED.get(name, (name, None))
+    if source not in table:
+        needs = "no such column" if derive is None else f"needs a column {source}"
+        raise UserError(f"--group_by {name}: {needs}; the table has {', '.join(map(str, table.columns))}")
+    return derive(table[source])
 
 
 def as_groups(values: Sequence, name: str) -> pd.Series:
@@ -128,12 +80,34 @@ def _crossed(parts: list[pd.Series]) -> pd.Series:
     return _ordered(names.where(~unknown, UNKNOWN), order)
 
 
-def _source(table: pd.DataFrame, column: str, name: str) -> pd.Series:
-    if column not in table:
-        raise UserError(
-            f"--group_by {name}: needs a column {column}; the table has {', '.join(map(str, table.columns))}"
-        )
-    return table[column]
+def all_images(count: int) -> pd.Series:
+    """The column of one group that everybody belongs to."""
+    return pd.Series(pd.Categorical([OVERALL] * count), name=OVERALL)
+
+
+def _skin_groups(types: pd.Series) -> pd.Series:
+    return _ordered(types.map(SKIN_GROUPS), list(dict.fromkeys(SKIN_GROUPS.values())))
+
+
+def _age_bands(ages: pd.Series) -> pd.Series:
+    ages = pd.to_numeric(ages, errors="coerce")
+    return _ordered(pd.cut(ages, [-np.inf, 40, 60, np.inf], right=False, labels=AGE_BANDS), AGE_BANDS)
+
+
+def _ita_tertiles(angles: pd.Series) -> pd.Series:
+    angles = pd.to_numeric(angles, errors="coerce")
+    if angles.nunique() < len(ITA_TERTILES):
+        return _ordered(angles * np.nan, ITA_TERTILES)
+    thirds = [-np.inf, *angles.quantile([1 / 3, 2 / 3]), np.inf]
+    return _ordered(pd.cut(angles, thirds, labels=ITA_TERTILES), ITA_TERTILES)
+
+
+# What is made here, and of which column.
+DERIVED: dict[str, tuple[str, Callable[[pd.Series], pd.Series]]] = {
+    PRIMARY: ("fitzpatrick", _skin_groups),
+    "age_band": ("age", _age_bands),
+    "ita_tertile": ("ita", _ita_tertiles),
+}
 
 
 def reference_group(

@@ -8,9 +8,8 @@ import pandas as pd
 
 from melanoma_fair_xai.base.errors import UserError
 
-from .estimation import MINIMUM_LESIONS
-from .groups import group_columns
-from .report import OVERALL
+from .groups import OVERALL, all_images, group_columns
+from .metrics import MINIMUM_LESIONS
 from .resampling import bootstrap_weights
 
 
@@ -37,7 +36,7 @@ def mean_by_group(
         if name not in table:
             raise UserError(f"no column {name}; the table has {', '.join(map(str, table.columns))}")
     groups = group_columns(table, group_by)
-    groups.insert(0, OVERALL, pd.Categorical([OVERALL] * len(table)))
+    groups.insert(0, OVERALL, all_images(len(table)))
     lesions = pd.factorize(table[lesion_column])[0]
     if (lesions < 0).any():
         raise UserError(f"{lesion_column}: no value in row {np.flatnonzero(lesions < 0)[0]}")

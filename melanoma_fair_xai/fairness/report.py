@@ -1,72 +1,20 @@
-"""What an evaluation by group says: typed rows, one table of them, and a report to read."""
+"""What an evaluation by group says: one table of its rows, and a report to read."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import pandas as pd
+from tqdm.auto import tqdm
 
 from melanoma_fair_xai.base.files import atomic_path
-from melanoma_fair_xai.base.tables import markdown_table
+from melanoma_fair_xai.base.tables import markdown_table, number
 
-from .estimation import MINIMUM_LESIONS, MINIMUM_OF_METRIC, TITLES
-from .figures import draw_figures
+from .metrics import METRICS, MINIMUM_LESIONS, titles
+from .rows import NOT_ESTIMABLE, Contrast, GroupMetric, WorstGroup, p_text, with_interval
 from .sample import Sample
-
-OVERALL = "all"
-NOT_ESTIMABLE = "not estimable"
-
-
-@dataclass(frozen=True)
-class GroupMetric:
-    """One metric in one group; value, low and high are NaN where it is not estimable."""
-
-    group_column: str
-    group: str
-    metric: str
-    n: int
-    lesions: int
-    melanomas: int
-    melanoma_lesions: int
-    value: float
-    low: float
-    high: float
-    estimable: bool
-
-    @property
-    def prevalence(self) -> float:
-        return self.melanomas / self.n
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """group minus reference. `p` is NaN outside the tested family, and `p_holm` is adjusted over it."""
-
-    group_column: str
-    group: str
-    reference: str
-    metric: str
-    value: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    p: float = math.nan
-    p_holm: float = math.nan
-    estimable: bool = False
-
-
-@dataclass(frozen=True)
-class WorstGroup:
-    """The worst estimable group, how far the best is above it, and the gap's p-value among permuted lesions."""
-
-    group_column: str
-    metric: str
-    group: str
-    value: float
-    best_group: str
-    gap: float
-    p: float
-    groups: int
 
 
 @dataclass(frozen=True)
@@ -97,15 +45,9 @@ class FairnessReport:
         """The report: methods in words, then tables for every group column, and links to its `figures`, if given."""
         parts = [self._methods(), _section("All images", self.overall, [], [], ())]
         for column in self.groups:
-            parts.append(
-                _section(
-                    column + (" (primary grouping)" if column == self.primary else ""),
-                    [row for row in self.by_group if row.group_column == column],
-                    [row for row in self.contrasts if row.group_column == column],
-                    [row for row in self.worst_group if row.group_column == column],
-                    (figures or {}).get(column, ()),
-                )
-            )
+            title = column + (" (primary grouping)" if column == self.primary else "")
+            rows = (_of(column, rows) for rows in (self.by_group, self.contrasts, self.worst_group))
+            parts.append(_section(title, *rows, (figures or {}).get(column, ())))
         return "\n\n".join(parts) + "\n"
 
     def write(
@@ -115,9 +57,17 @@ class FairnessReport:
 
         Files of these names are replaced.
         """
+        from .figures import draw_figures  # loads matplotlib, which nothing else here needs
+
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        figures = draw_figures(self, folder / "figures", title, show_progress)
+        figures = {
+            column: draw_figures(
+                folder / "figures", self.sample, groups, self.overall, _of(column, self.by_group),
+                self.reference[column], title,
+            )
+            for column, groups in tqdm(self.groups.items(), "figures", unit="column", disable=not show_progress)
+        }  # fmt: skip
         with atomic_path(folder / "fairness.csv") as path:
             self.to_pandas().to_csv(path, index=False)
         heading = f"# Performance by group{': ' + title if title else ''}\n\n"
@@ -126,43 +76,34 @@ class FairnessReport:
 
     def _methods(self) -> str:
         tested = [row for row in self.contrasts if not math.isnan(row.p)]
+        stricter = [f"{m.title} {m.minimum}" for m in METRICS.values() if m.minimum > MINIMUM_LESIONS]
         lines = [
             "Square brackets hold 95 % intervals that count lesions, not images: Clopper-Pearson on the effective "
             "sample size for sensitivity and specificity (squared and added for balanced accuracy), clustered "
             "DeLong on the logit scale for ROC AUC, and a lesion bootstrap within classes "
-            f"({self.n_resamples:,} replicates, seed {self.seed}) for the rest; ECE is a point estimate. Intervals "
-            "are marginal, not widened for the number of groups. Groups whose intervals overlap may still differ; the "
-            "contrasts say whether they do. PPV and AUPRC depend on the prevalence beside them.",
+            f"({self.n_resamples:,} replicates, seed {self.seed}) for the rest; {titles(lambda m: m.point_estimate)} "
+            "is a point estimate. Intervals are marginal, not widened for the number of groups. Groups whose "
+            "intervals overlap may still differ; the contrasts say whether they do. "
+            f"{titles(lambda m: m.with_prevalence)} depend on the prevalence beside them.",
             f'"{NOT_ESTIMABLE}" stands where under {MINIMUM_LESIONS} lesions carry a class that the metric needs, '
-            f"for {' and '.join(f'{TITLES[name]} {count}' for name, count in MINIMUM_OF_METRIC.items())}.",
+            f"for {' and '.join(stricter)}.",
         ]
         if tested:
             lines.append(
-                f"p-values are adjusted by Holm over {len(tested)} contrasts, of ROC AUC and sensitivity between the "
-                f"groups of {self.primary}; all other contrasts are descriptions. A contrast of sensitivity is the "
-                "gap in equal opportunity; with that of specificity it is the gap in equalized odds."
+                f"p-values are adjusted by Holm over {len(tested)} contrasts, of {titles(lambda m: m.tested)} between "
+                f"the groups of {self.primary}; all other contrasts are descriptions. A contrast of sensitivity is "
+                "the gap in equal opportunity; with that of specificity it is the gap in equalized odds."
             )
         if not self.lesions_known:
             lines.append("No lesion ids were given: every image counts as a lesion, and intervals may be too narrow.")
         return "\n\n".join(lines)
 
 
-def number(value: float, digits: int = 3) -> str:
-    """`value`, or a dash for NaN."""
-    return "–" if math.isnan(value) else f"{value:.{digits}f}".replace("-", "−")
+Row = TypeVar("Row", GroupMetric, Contrast, WorstGroup)
 
 
-def p_text(p: float) -> str:
-    """A p-value, or a dash for NaN."""
-    return "< 0.001" if p < 0.001 else number(p)
-
-
-def with_interval(row: GroupMetric | Contrast) -> str:
-    """`value [low, high]`, or that it is not estimable."""
-    if not row.estimable:
-        return NOT_ESTIMABLE
-    interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
-    return number(row.value) + interval
+def _of(column: str, rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.group_column == column]
 
 
 def _section(
@@ -183,8 +124,9 @@ def _section(
 
 def _halves(rows: Sequence[GroupMetric | Contrast]) -> list[list[str]]:
     """The metrics of the rows in two halves, so that a table of each fits a page."""
-    present = [metric for metric in TITLES if any(row.metric == metric for row in rows)]
-    return [present[: len(present) // 2], present[len(present) // 2 :]]
+    present = [metric for metric in METRICS if any(row.metric == metric for row in rows)]
+    half = (len(present) + 1) // 2
+    return [present[:half], present[half:]]
 
 
 def _metric_tables(rows: list[GroupMetric]) -> str:
@@ -192,7 +134,8 @@ def _metric_tables(rows: list[GroupMetric]) -> str:
     groups = {row.group: row for row in rows}
     tables = []
     for metrics in _halves(rows):
-        header = ["group", "images", "lesions", "melanomas (lesions)", "prevalence", *(TITLES[m] for m in metrics)]
+        header = ["group", "images", "lesions", "melanomas (lesions)", "prevalence"]
+        header += [METRICS[metric].title for metric in metrics]
         body = [
             [
                 group,
@@ -215,7 +158,7 @@ def _contrast_table(contrasts: list[Contrast]) -> str:
         tested = {metric for metric in metrics for row in contrasts if row.metric == metric and not math.isnan(row.p)}
         header = ["group"]
         for metric in metrics:
-            header += [TITLES[metric], "p", "p (Holm)"] if metric in tested else [TITLES[metric]]
+            header += [METRICS[metric].title, "p", "p (Holm)"] if metric in tested else [METRICS[metric].title]
         body = []
         for group in dict.fromkeys(row.group for row in contrasts if row.estimable and row.metric in metrics):
             line = [group]
@@ -231,7 +174,7 @@ def _contrast_table(contrasts: list[Contrast]) -> str:
 def _worst_table(worst: list[WorstGroup]) -> str:
     header = ["metric", "worst group", "its value", "best group", "gap", "p (permuted lesions)"]
     body = [
-        [TITLES[row.metric], row.group, number(row.value), row.best_group, number(row.gap), p_text(row.p)]
+        [METRICS[row.metric].title, row.group, number(row.value), row.best_group, number(row.gap), p_text(row.p)]
         for row in worst
     ]
     return "The gap between the best and the worst estimable group, a description:\n\n" + markdown_table(header, body)

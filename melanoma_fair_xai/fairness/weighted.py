@@ -4,6 +4,8 @@ A lesion bootstrap and a permutation of lesions both give every lesion a weight 
 of the images is summed over them once, sparsely, so that a replicate costs one product of a small matrix with weights.
 """
 
+from functools import cached_property
+
 import numpy as np
 from scipy import sparse
 from scipy.special import expit, logit
@@ -19,47 +21,88 @@ ECE_BINS = 15
 
 
 class WeightedMetrics:
-    """The metrics of a sample; `weights` (lesions, replicates) follow `lesions`, the sorted codes of its lesions."""
+    """The metrics of a sample, each a method from `weights` (lesions, replicates) to values (replicates,).
+
+    The weights follow `lesions`, the sorted codes of the sample's lesions. A value is NaN where it is undefined, as
+    sensitivity is without melanomas.
+    """
 
     def __init__(self, sample: Sample):
-        self.lesions, place = np.unique(sample.lesions, return_inverse=True)
-        self.sums = _sums(sample, place, len(self.lesions))
-        self.ranking = _Ranking(sample, place, len(self.lesions))
-        self.calibration = _Recalibration(sample, place, len(self.lesions))
+        self.sample = sample
+        self.lesions, self.place = np.unique(sample.lesions, return_inverse=True)
+        self.images, self.melanomas = self._sums(np.ones(len(sample))), self._sums(sample.labels)
+        self.squares = self._sums((sample.scores - sample.labels) ** 2)
+        if sample.decisions is not None:
+            self.called, self.found = self._sums(sample.decisions), self._sums(sample.decisions & sample.labels)
+            self.passed = self.images - self.melanomas - self.called + self.found
 
-    def rates(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Brier score, and with decisions sensitivity, specificity, balanced accuracy and PPV; each (replicates,)."""
-        images, melanomas, squares, *decided = self.sums @ weights
-        with np.errstate(invalid="ignore", divide="ignore"):
-            values = {"brier": squares / images}
-            if decided:
-                called, found = decided
-                values["sensitivity"] = found / melanomas
-                values["specificity"] = 1 - (called - found) / (images - melanomas)
-                values["balanced_accuracy"] = (values["sensitivity"] + values["specificity"]) / 2
-                values["ppv"] = found / called
-        return values
+    def _sums(self, values: np.ndarray) -> np.ndarray:
+        return np.bincount(self.place, values, minlength=len(self.lesions))
 
-    def bootstrapped(self, weights: np.ndarray) -> dict[str, np.ndarray]:
-        """Everything that has no interval in closed form."""
-        rates = self.rates(weights)
-        intercept, slope = self.calibration(weights)
-        values = {"ppv": rates["ppv"]} if "ppv" in rates else {}
-        return values | {
-            "auprc": self.ranking.auprc(weights),
-            "brier": rates["brier"],
-            "calibration_intercept": intercept,
-            "calibration_slope": slope,
-        }
+    @cached_property
+    def _ranking(self) -> "_Ranking":
+        return _Ranking(self.sample, self.place, len(self.lesions))
+
+    @cached_property
+    def _recalibration(self) -> "_Recalibration":
+        return _Recalibration(self.sample, self.place, len(self.lesions))
+
+    def roc_auc(self, weights: np.ndarray) -> np.ndarray:
+        """The share of pairs of a melanoma and a benign image of one fold that are in the right order, ties half."""
+        return self._ranking.roc_auc(weights)
+
+    def sensitivity(self, weights: np.ndarray) -> np.ndarray:
+        """The share of melanomas that are called so."""
+        return _ratio(self.found, self.melanomas, weights)
+
+    def specificity(self, weights: np.ndarray) -> np.ndarray:
+        """The share of benign images that are not called melanoma."""
+        return _ratio(self.passed, self.images - self.melanomas, weights)
+
+    def balanced_accuracy(self, weights: np.ndarray) -> np.ndarray:
+        """The mean of sensitivity and specificity."""
+        return (self.sensitivity(weights) + self.specificity(weights)) / 2
+
+    def ppv(self, weights: np.ndarray) -> np.ndarray:
+        """The share of melanomas among the images that are called so."""
+        return _ratio(self.found, self.called, weights)
+
+    def npv(self, weights: np.ndarray) -> np.ndarray:
+        """The share of benign images among those that are not called melanoma."""
+        return _ratio(self.passed, self.images - self.called, weights)
+
+    def auprc(self, weights: np.ndarray) -> np.ndarray:
+        """Average precision: the mean over melanomas of the precision, in their fold, at their score."""
+        return self._ranking.auprc(weights)
+
+    def brier(self, weights: np.ndarray) -> np.ndarray:
+        """The mean squared error of the score."""
+        return _ratio(self.squares, self.images, weights)
+
+    def calibration_intercept(self, weights: np.ndarray) -> np.ndarray:
+        """Calibration in the large: the intercept of label ~ intercept + logit(score)."""
+        return self._recalibration.intercept(weights)
+
+    def calibration_slope(self, weights: np.ndarray) -> np.ndarray:
+        """The slope of label ~ intercept + slope * logit(score)."""
+        return self._recalibration.slope(weights)
+
+    def ece(self, weights: np.ndarray) -> np.ndarray:
+        """Expected calibration error: the mean distance of score and share of melanomas over 15 bins of equal width.
+
+        Guo et al. (ICML 2017), eq. 3.
+        """
+        cell = np.clip((self.sample.scores * ECE_BINS).astype(int), 0, ECE_BINS - 1)
+        shape = (ECE_BINS, len(self.lesions))
+        gaps = sparse.csr_matrix((self.sample.scores - self.sample.labels, (cell, self.place)), shape)
+        return np.abs(gaps @ weights).sum(axis=0) / (self.images @ weights)
 
 
-def _sums(sample: Sample, place: np.ndarray, count: int) -> np.ndarray:
-    """Per lesion: images, melanomas, squared errors; with decisions positive calls and right ones; (k, lesions)."""
-    columns = [np.ones(len(sample)), sample.labels, (sample.scores - sample.labels) ** 2]
-    decisions = sample.decisions
-    if decisions is not None:
-        columns += [decisions, decisions & sample.labels]
-    return np.stack([np.bincount(place, column, minlength=count) for column in columns])
+def _ratio(above: np.ndarray, below: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """The weighted sum of one count of the lesions (lesions,) over that of another; NaN for 0 / 0."""
+    above, below = np.stack([above, below]) @ weights
+    with np.errstate(invalid="ignore"):
+        return above / below
 
 
 class _Ranking:
@@ -87,7 +130,6 @@ class _Ranking:
         return positive, tied, _running(positive), _running(tied + self.between @ weights)
 
     def roc_auc(self, weights: np.ndarray) -> np.ndarray:
-        """(replicates,); NaN without a pair."""
         positive, tied, _, negatives = self._counts(weights)
         start, end = negatives[self.start], negatives[self.end]
         wins = (positive * (negatives[:-1] - start + tied / 2)).sum(axis=0)
@@ -95,7 +137,6 @@ class _Ranking:
             return wins / (positive * (end - start)).sum(axis=0)
 
     def auprc(self, weights: np.ndarray) -> np.ndarray:
-        """Average precision (replicates,): the mean over melanomas of the precision, in their fold, at their score."""
         positive, _, positives, negatives = self._counts(weights)
         right = positives[self.end] - positives[:-1]
         wrong = negatives[self.end] - negatives[:-1]
@@ -112,7 +153,8 @@ class _Recalibration:
     """Logistic recalibration: label ~ intercept + slope * logit(score).
 
     The slope is of that fit, and the intercept of the fit with slope 1 (calibration in the large); 0 and 1 are ideal.
-    Van Calster et al., "Calibration: the Achilles heel of predictive analytics", BMC Medicine 17 (2019).
+    Both are NaN where the fit does not settle, as on classes that separate. Van Calster et al., "Calibration: the
+    Achilles heel of predictive analytics", BMC Medicine 17 (2019).
     """
 
     def __init__(self, sample: Sample, place: np.ndarray, count: int):
@@ -131,9 +173,11 @@ class _Recalibration:
         self.start = [np.zeros(1), np.zeros(2)]
         self.start = [self._fit(ones, scaled, 60)[:, 0] for scaled in (False, True)]
 
-    def __call__(self, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Intercepts and slopes, each (replicates,); NaN where a fit does not settle, as on classes that separate."""
-        return self._fit(weights, False, NEWTON_STEPS)[0], self._fit(weights, True, NEWTON_STEPS)[1] / self.scale
+    def intercept(self, weights: np.ndarray) -> np.ndarray:
+        return self._fit(weights, False, NEWTON_STEPS)[0]
+
+    def slope(self, weights: np.ndarray) -> np.ndarray:
+        return self._fit(weights, True, NEWTON_STEPS)[1] / self.scale
 
     def _fit(self, weights: np.ndarray, scaled: bool, steps: int) -> np.ndarray:
         """Newton's method on all replicates, from the fit to the whole sample; (1 or 2, replicates)."""
@@ -155,10 +199,3 @@ class _Recalibration:
                 if not (np.abs(step) > SETTLED).any():
                     break
             return np.where(np.abs(step).max(axis=0) < SETTLED, parameters, np.nan)
-
-
-def expected_calibration_error(sample: Sample) -> float:
-    """The mean distance of score and share of melanomas over 15 bins of equal width. Guo et al. (ICML 2017), eq. 3."""
-    cell = np.clip((sample.scores * ECE_BINS).astype(int), 0, ECE_BINS - 1)
-    gaps = np.bincount(cell, sample.scores - sample.labels)
-    return float(np.abs(gaps).sum() / len(sample))

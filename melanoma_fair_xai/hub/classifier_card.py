@@ -15,8 +15,9 @@ from melanoma_fair_xai.base.tables import markdown_table
 from melanoma_fair_xai.classifier.calibration import choose_threshold
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.fairness import evaluate_predictions
-from melanoma_fair_xai.fairness.groups import PRIMARY
-from melanoma_fair_xai.fairness.report import OVERALL, TITLES, GroupMetric, with_interval
+from melanoma_fair_xai.fairness.groups import OVERALL, PRIMARY
+from melanoma_fair_xai.fairness.metrics import METRICS
+from melanoma_fair_xai.fairness.rows import GroupMetric, with_interval
 from melanoma_fair_xai.hub import card, explanation
 from melanoma_fair_xai.hub.record import record
 
@@ -170,7 +171,7 @@ def tested_contrasts(contrasts: pd.DataFrame) -> str:
     if contrasts.empty:
         return "No difference between groups was tested: too few lesions, or one group only."
     found = contrasts[contrasts["p_holm"] < 0.05]
-    names = [f"{TITLES[row.metric]} of {row.group} against {row.reference}" for row in found.itertuples()]
+    names = [f"{METRICS[row.metric].title} of {row.group} against {row.reference}" for row in found.itertuples()]
     column = contrasts["group_column"].iloc[0]
     line = f"Of {len(contrasts)} tested differences between the groups of `{column}`, {len(found)} "
     line += "has" if len(found) == 1 else "have"
@@ -196,7 +197,7 @@ def eval_results(rows: Sequence[GroupMetric], data_id: str, data_name: str, spli
             dataset_name=data_name,
             dataset_split=split,
             metric_type=row.metric,
-            metric_name=f"{TITLES[row.metric]}, {stratum(row)}",
+            metric_name=f"{METRICS[row.metric].title}, {stratum(row)}",
             metric_value=row.value,
             metric_args={
                 "stratum": stratum(row),
@@ -230,7 +231,7 @@ def headline_table(rows: Sequence[GroupMetric]) -> str:
         first = cells[0]
         counts = [f"{first.n:,}", f"{first.lesions:,}", f"{first.melanomas:,} ({first.melanoma_lesions:,})"]
         lines.append([stratum(first), *counts, *map(with_interval, cells)])
-    header = ["group", "images", "lesions", "melanomas (lesions)", *(TITLES[metric] for metric in HEADLINE)]
+    header = ["group", "images", "lesions", "melanomas (lesions)", *(METRICS[metric].title for metric in HEADLINE)]
     return markdown_table(header, lines)
 
 
@@ -239,11 +240,10 @@ def calibration_table(rows: Sequence[GroupMetric], before: Sequence[Mapping[str,
     after = {row.metric: row for row in rows if row.group_column == OVERALL}
     first = {values["metric"]: GroupMetric(**nan_for_null(values)) for values in before or ()}
     header = ["all images", *(["before calibration"] if before else []), "as published", "perfect"]
-    perfect = {"brier": "0", "calibration_intercept": "0", "calibration_slope": "1", "ece": "0"}
     lines = []
     for metric in CALIBRATION:
         cells = [with_interval(table[metric]) for table in ([first, after] if before else [after])]
-        lines.append([TITLES[metric], *cells, perfect[metric]])
+        lines.append([METRICS[metric].title, *cells, f"{METRICS[metric].ideal:g}"])
     return markdown_table(header, lines)
 
 

@@ -1,16 +1,14 @@
 """The card of a generator, made of its run folder: what can be asked of it, how good it is, and what it is not for."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from melanoma_fair_xai.base.tables import markdown_table
+from melanoma_fair_xai.base.tables import markdown_table, number
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.diffusion.lesion_conditioner import FIRST_CONDITIONS, RARE, Category, Measure, make_encoders
-from melanoma_fair_xai.fairness.report import number
 from melanoma_fair_xai.hub import card, quality
 from melanoma_fair_xai.hub.record import record
 
@@ -110,6 +108,5 @@ def loss_table(history: list[dict[str, Any]]) -> str:
     """The last held-out error by band of timesteps, as Markdown."""
     losses = {name.removeprefix("error_t"): value for name, value in history[-1].items() if name.startswith("error_t")}
     header = ["timesteps", *(name.replace("-", " to ") for name in losses)]
-    # JSON has null for the NaN of a band that no image fell into.
-    texts = (number(math.nan if value is None else value, 4) for value in losses.values())
+    texts = (number(value, 4) for value in losses.values())
     return markdown_table(header, [["mean squared error", *texts]])

@@ -6,6 +6,7 @@ import datasets
 import evaluate
 
 import melanoma_fair_xai.fairness as fairness
+from melanoma_fair_xai.fairness.metrics import METRICS
 
 DESCRIPTION = """
 Performance of a binary classifier by group, with 95 % intervals that count lesions (or patients) rather than images,
@@ -76,11 +77,11 @@ class StratifiedFairness(evaluate.Metric):
             n_resamples=n_resamples,
             seed=seed,
         )
-        values = {row.metric: row for row in report.overall}
+        with_interval = [row for row in report.overall if not METRICS[row.metric].point_estimate]
         return {
-            **{name: row.value for name, row in values.items()},
-            **{f"{name}_low": row.low for name, row in values.items() if name != "ece"},
-            **{f"{name}_high": row.high for name, row in values.items() if name != "ece"},
+            **{row.metric: row.value for row in report.overall},
+            **{f"{row.metric}_low": row.low for row in with_interval},
+            **{f"{row.metric}_high": row.high for row in with_interval},
             "by_group": [dataclasses.asdict(row) for row in report.by_group],
             "contrasts": [dataclasses.asdict(row) for row in report.contrasts],
             "worst_group": [dataclasses.asdict(row) for row in report.worst_group],

@@ -4,9 +4,10 @@ import pytest
 import timm
 import torch
 from accelerate import Accelerator
+from sklearn import metrics
 
 from melanoma_fair_xai.classifier.export import ClassifierInfo
-from melanoma_fair_xai.classifier.predict import melanoma_scores, predict_logits, prediction_table
+from melanoma_fair_xai.classifier.predict import melanoma_scores, predict_logits, prediction_table, ranking_metrics
 from melanoma_fair_xai.data.images import normalise
 
 DATA_CONFIG = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
@@ -52,3 +53,24 @@ def test_the_table_carries_groups_threshold_and_fold_but_no_target():
     assert result["label"].tolist() == [0, 1] and result["fold"].tolist() == [4, 4]
     np.testing.assert_allclose(result[["probability_x", "probability_y", "probability_z"]], 1 / 3)
     np.testing.assert_allclose(result["score"], 2 / 3)
+
+
+def test_ranking_metrics_agree_with_scikit_learn():
+    rng = np.random.default_rng(1)
+    labels = rng.integers(0, 2, 300)
+    logits = rng.normal(size=(300, 2)).astype(np.float32)
+    values = ranking_metrics(labels, logits)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    assert values["loss"] == pytest.approx(metrics.log_loss(labels, probabilities), rel=1e-5)
+    assert values["roc_auc"] == pytest.approx(metrics.roc_auc_score(labels, logits[:, 1] - logits[:, 0]))
+    assert values["balanced_accuracy"] == pytest.approx(metrics.balanced_accuracy_score(labels, logits.argmax(1)))
+
+
+def test_ranking_metrics_of_several_classes_average_one_against_the_rest():
+    rng = np.random.default_rng(2)
+    labels = rng.integers(0, 4, 300)
+    logits = (rng.normal(size=(300, 4)) + np.eye(4)[labels]).astype(np.float32)
+    probabilities = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    expected = metrics.roc_auc_score(labels, probabilities / probabilities.sum(1, keepdims=True), multi_class="ovr")
+    assert ranking_metrics(labels, logits)["roc_auc"] == pytest.approx(expected)
+    assert np.isnan(ranking_metrics(np.zeros(5, dtype=int), logits[:5])["roc_auc"])

@@ -54,6 +54,7 @@ def test_values_and_gaps_are_those_of_fairlearn():
         "specificity": lambda y, s: metrics.recall_score(y, s >= 0.4, pos_label=0),
         "balanced_accuracy": lambda y, s: metrics.balanced_accuracy_score(y, s >= 0.4),
         "ppv": lambda y, s: metrics.precision_score(y, s >= 0.4),
+        "npv": lambda y, s: metrics.precision_score(1 - y, s < 0.4),
         "auprc": metrics.average_precision_score,
         "brier": metrics.brier_score_loss,
     }

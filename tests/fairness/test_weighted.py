@@ -4,9 +4,10 @@ import pytest
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 
+from melanoma_fair_xai.fairness.metrics import METRICS, point_values
 from melanoma_fair_xai.fairness.resampling import bootstrap_weights, lesion_groups, permuted_groups
 from melanoma_fair_xai.fairness.sample import make_sample
-from melanoma_fair_xai.fairness.weighted import WeightedMetrics, expected_calibration_error
+from melanoma_fair_xai.fairness.weighted import WeightedMetrics
 
 
 def draw(seed: int, n: int = 400, decimals: int = 2) -> dict[str, np.ndarray]:
@@ -25,11 +26,21 @@ def repeated(data: dict[str, np.ndarray], weights: np.ndarray) -> tuple[np.ndarr
     return np.repeat(data["labels"], times), np.repeat(data["scores"], times)
 
 
+def calibration_error(labels: np.ndarray, scores: np.ndarray) -> float:
+    """The expected calibration error over 15 bins, one after the other."""
+    error = 0.0
+    for k in range(15):
+        inside = (scores >= k / 15) & (scores < (k + 1) / 15)
+        if inside.any():
+            error += inside.mean() * abs(scores[inside].mean() - labels[inside].mean())
+    return error
+
+
 def test_every_replicate_is_scikit_learns_value_on_the_lesions_it_drew():
     data = draw(0)
     metric = WeightedMetrics(make_sample(**data, thresholds=0.4))
     weights = np.random.default_rng(1).integers(0, 4, (len(metric.lesions), 5)).astype(float)
-    values = metric.rates(weights) | metric.bootstrapped(weights) | {"roc_auc": metric.ranking.roc_auc(weights)}
+    values = {name: row.value(metric, weights) for name, row in METRICS.items()}
     for column in range(5):
         labels, scores = repeated(data, weights[:, column])
         decided = scores >= 0.4
@@ -39,8 +50,10 @@ def test_every_replicate_is_scikit_learns_value_on_the_lesions_it_drew():
             "specificity": metrics.recall_score(1 - labels, ~decided),
             "balanced_accuracy": metrics.balanced_accuracy_score(labels, decided),
             "ppv": metrics.precision_score(labels, decided),
+            "npv": metrics.precision_score(1 - labels, ~decided),
             "auprc": metrics.average_precision_score(labels, scores),
             "brier": metrics.brier_score_loss(labels, scores),
+            "ece": calibration_error(labels, scores),
         }
         for name, value in expected.items():
             assert values[name][column] == pytest.approx(value, abs=1e-10), name
@@ -63,14 +76,15 @@ def test_ranking_stays_within_folds():
         count = labels.sum() * (1 - labels).sum()
         pairs, wins = pairs + count, wins + count * metrics.roc_auc_score(labels, scores)
         precision += labels.sum() * metrics.average_precision_score(labels, scores)
-    assert metric.ranking.roc_auc(ones)[0] == pytest.approx(wins / pairs)
-    assert metric.ranking.auprc(ones)[0] == pytest.approx(precision / data["labels"].sum())
+    assert metric.roc_auc(ones)[0] == pytest.approx(wins / pairs)
+    assert metric.auprc(ones)[0] == pytest.approx(precision / data["labels"].sum())
 
 
 def test_recalibration_of_many_distinct_scores_is_that_of_all_of_them():
     data = draw(3, n=5000, decimals=12)
     metric = WeightedMetrics(make_sample(**data))
-    intercept, slope = metric.calibration(np.ones((len(metric.lesions), 1)))
+    ones = np.ones((len(metric.lesions), 1))
+    intercept, slope = metric.calibration_intercept(ones), metric.calibration_slope(ones)
     x = np.log(data["scores"] / (1 - data["scores"]))[:, None]
     fit = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x, data["labels"])
     assert slope[0] == pytest.approx(fit.coef_[0, 0], abs=1e-3)
@@ -80,12 +94,8 @@ def test_recalibration_of_many_distinct_scores_is_that_of_all_of_them():
 
 def test_calibration_error_is_a_loop_over_bins():
     data = draw(4)
-    expected = 0.0
-    for k in range(15):
-        inside = (data["scores"] >= k / 15) & (data["scores"] < (k + 1) / 15)
-        if inside.any():
-            expected += inside.mean() * abs(data["scores"][inside].mean() - data["labels"][inside].mean())
-    assert expected_calibration_error(make_sample(**data)) == pytest.approx(expected)
+    found = point_values(make_sample(**data), ["ece"])["ece"]
+    assert found == pytest.approx(calibration_error(data["labels"], data["scores"]))
 
 
 def test_bootstrap_keeps_strata_and_has_the_variance_of_the_mean():

@@ -125,9 +125,11 @@ def test_a_perfect_model_has_no_interval_of_zero_width():
     labels = np.repeat([1, 0], [20, 80])
     scores = np.concatenate([np.linspace(0.8, 0.9, 20), np.linspace(0.1, 0.3, 80)])
     rows = {row.metric: row for row in evaluate(labels, scores, thresholds=0.5, n_resamples=200).overall}
-    for metric in ("roc_auc", "sensitivity", "specificity", "balanced_accuracy", "ppv"):
+    for metric in ("roc_auc", "sensitivity", "specificity", "balanced_accuracy", "ppv", "npv", "auprc"):
         assert rows[metric].value == 1 and rows[metric].low < 0.97, metric
-    assert rows["auprc"].value == 1 and np.isnan(rows["auprc"].low)
+    # The 80 negative calls count for NPV; for PPV the positive ones do, and for AUPRC the melanomas, 20 of both.
+    for metric, count in (("npv", 80), ("ppv", 20), ("auprc", 20)):
+        assert rows[metric].low == pytest.approx(stats.binomtest(count, count).proportion_ci(method="exact").low)
     assert not rows["calibration_slope"].estimable  # the classes can be separated
 
 

@@ -1,0 +1,66 @@
+"""Every metric of every group as an estimate, bootstrapped ones from the same draws of lesions."""
+
+from collections.abc import Hashable, Mapping
+from itertools import chain
+from typing import TypeVar
+
+import numpy as np
+from scipy.special import logit
+
+from .estimates import Bootstrapped, Estimate, rate
+from .metrics import METRICS, Metric, count_lesions, estimable
+from .resampling import bootstrap_weights
+from .sample import Sample
+from .weighted import WeightedMetrics
+
+Key = TypeVar("Key", bound=Hashable)
+
+
+def estimate_parts(
+    parts: Mapping[Key, Sample], strata: np.ndarray, n_resamples: int, rng: np.random.Generator
+) -> dict[Key, dict[str, Estimate]]:
+    """The estimates of each part that its lesions allow, all with an interval, in the order of `METRICS`.
+
+    `strata` are those of all lesions, by code, within which the bootstrap draws: parts that share lesions, and models
+    on the same lesions, see the same draws, so that differences of bootstrapped metrics are right, too.
+    """
+    names = {key: [n for n in estimable(part) if not METRICS[n].point_estimate] for key, part in parts.items()}
+    drawn = {key: [n for n in names[key] if not METRICS[n].closed_form] for key in parts}
+    weighted = {key: WeightedMetrics(part) for key, part in parts.items() if drawn[key]}
+    blocks: dict[Key, dict[str, list[np.ndarray]]] = {key: {name: [] for name in drawn[key]} for key in parts}
+    if weighted:
+        whole = np.ones((len(strata), 1))  # the first weighting: the value itself
+        for weights in chain([whole], bootstrap_weights(strata, n_resamples, rng)):
+            for key, metrics in weighted.items():
+                own = weights[metrics.lesions]
+                for name, values in blocks[key].items():
+                    values.append(METRICS[name].value(metrics, own))
+    estimates: dict[Key, dict[str, Estimate]] = {}
+    for key, part in parts.items():
+        estimates[key] = {}
+        for name in names[key]:
+            metric = METRICS[name]
+            estimate = (
+                metric.closed_form(part) if metric.closed_form else _bootstrapped(part, metric, blocks[key][name])
+            )
+            if estimate is not None and np.isfinite([estimate.value, *estimate.interval()]).all():
+                estimates[key][name] = estimate
+    return estimates
+
+
+def _bootstrapped(part: Sample, metric: Metric, blocks: list[np.ndarray]) -> Estimate | None:
+    """An estimate from its value and replicates; None if the value, or over a twentieth of them, is missing."""
+    value, *replicates = np.concatenate(blocks)
+    value, replicates = float(value), np.array(replicates)
+    finite = np.isfinite(replicates)
+    if not np.isfinite(value) or finite.mean() < 0.95:
+        return None
+    if metric.bounded and value in (0, 1):
+        return rate(part, metric.counted(part), np.full(len(part), value == 1))
+    replicates = np.where(finite, replicates, replicates[finite].mean())
+    # Replicates of exactly 0 or 1 have no logit.
+    scale = logit(np.clip(replicates, value / 1000, 1 - (1 - value) / 1000)) if metric.bounded else replicates
+    influence = (replicates - replicates.mean()) / np.sqrt(len(replicates))
+    draws = np.arange(-len(replicates), 0)  # no lesion has a negative code
+    degrees = min(count_lesions(part)[label] for label in metric.classes) - 1
+    return Bootstrapped(value, draws, influence, float(scale.std()), degrees, metric.bounded)

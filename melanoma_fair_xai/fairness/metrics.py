@@ -1,0 +1,121 @@
+"""The metrics: one row each, which estimation, tables, figures, comparisons and cards read."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from . import estimates
+from .estimates import Estimate
+from .sample import Sample
+from .weighted import WeightedMetrics
+
+MINIMUM_LESIONS = 10
+
+
+def _melanomas(sample: Sample) -> np.ndarray:
+    return sample.labels
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What there is to know of a metric.
+
+    Attributes:
+        title: its name in tables and figures.
+        value: its values (replicates,) under weights (lesions, replicates) of the lesions; NaN where there is none.
+        better: which values are better, None where neither are.
+        closed_form: the estimate with its interval; without one the interval is that of a lesion bootstrap of `value`.
+        point_estimate: it has no interval, nor contrasts.
+        at_threshold: it is of decisions.
+        with_prevalence: it depends on the prevalence, so that groups are not ranked by it.
+        bounded: it lies in [0, 1], and its bootstrap's interval is made on the logit scale.
+        counted: the images (bool) whose lesions a bootstrapped value of exactly 0 or 1 is a share of, as that does not
+            vary from draw to draw.
+        classes: the labels of which `minimum` lesions are needed.
+        minimum: the number of lesions below which it is not estimable.
+        tested: its contrasts between primary groups belong to the family that Holm's procedure adjusts.
+        ideal: of a measure of calibration, the value when scores are right.
+    """
+
+    title: str
+    value: Callable[[WeightedMetrics, np.ndarray], np.ndarray]
+    better: Literal["higher", "lower"] | None
+    closed_form: Callable[[Sample], Estimate] | None = None
+    point_estimate: bool = False
+    at_threshold: bool = False
+    with_prevalence: bool = False
+    bounded: bool = True
+    counted: Callable[[Sample], np.ndarray] = _melanomas
+    classes: tuple[int, ...] = (0, 1)
+    minimum: int = MINIMUM_LESIONS
+    tested: bool = False
+    ideal: float | None = None
+
+
+# With 10 lesions the intervals of AUPRC and of the calibration slope are too wide: benchmarks/fairness.md.
+METRICS = {
+    "roc_auc": Metric("ROC AUC", WeightedMetrics.roc_auc, "higher", estimates.roc_auc, tested=True),
+    "sensitivity": Metric(
+        "sensitivity", WeightedMetrics.sensitivity, "higher", estimates.sensitivity, at_threshold=True, classes=(1,),
+        tested=True,
+    ),
+    "specificity": Metric(
+        "specificity", WeightedMetrics.specificity, "higher", estimates.specificity, at_threshold=True, classes=(0,)
+    ),
+    "balanced_accuracy": Metric(
+        "balanced accuracy", WeightedMetrics.balanced_accuracy, "higher", estimates.balanced_accuracy,
+        at_threshold=True,
+    ),
+    "ppv": Metric(
+        "PPV", WeightedMetrics.ppv, "higher", at_threshold=True, with_prevalence=True,
+        counted=lambda sample: sample.decisions,
+    ),
+    "npv": Metric(
+        "NPV", WeightedMetrics.npv, "higher", at_threshold=True, with_prevalence=True,
+        counted=lambda sample: ~sample.decisions,
+    ),
+    "auprc": Metric("AUPRC", WeightedMetrics.auprc, "higher", with_prevalence=True, minimum=20),
+    "brier": Metric("Brier score", WeightedMetrics.brier, "lower", with_prevalence=True, ideal=0),
+    "calibration_intercept": Metric(
+        "calibration intercept", WeightedMetrics.calibration_intercept, None, bounded=False, ideal=0
+    ),
+    "calibration_slope": Metric(
+        "calibration slope", WeightedMetrics.calibration_slope, None, bounded=False, minimum=20, ideal=1
+    ),
+    "ece": Metric("ECE", WeightedMetrics.ece, "lower", point_estimate=True, ideal=0),
+}  # fmt: skip
+
+
+def titles(which: Callable[[Metric], bool]) -> str:
+    """The titles of the metrics that are `which`, in a sentence: `ROC AUC, PPV and ECE`."""
+    *first, last = [metric.title for metric in METRICS.values() if which(metric)]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def count_lesions(sample: Sample) -> tuple[int, int]:
+    """How many lesions carry a benign image, and how many a melanoma."""
+    return len(np.unique(sample.lesions[~sample.labels])), len(np.unique(sample.lesions[sample.labels]))
+
+
+def applicable(sample: Sample) -> list[str]:
+    """All metrics, or without thresholds those that need none."""
+    return [name for name, metric in METRICS.items() if sample.thresholds is not None or not metric.at_threshold]
+
+
+def estimable(sample: Sample) -> list[str]:
+    """The applicable metrics for which enough lesions carry each class that they need."""
+    lesions = count_lesions(sample)
+    return [
+        name
+        for name in applicable(sample)
+        if min(lesions[label] for label in METRICS[name].classes) >= METRICS[name].minimum
+    ]
+
+
+def point_values(sample: Sample, names: Iterable[str]) -> dict[str, float]:
+    """Metrics of all images of a sample, however few: NaN only where they are undefined."""
+    weighted = WeightedMetrics(sample)
+    ones = np.ones((len(weighted.lesions), 1))
+    return {name: float(METRICS[name].value(weighted, ones)[0]) for name in names}
