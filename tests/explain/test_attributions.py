@@ -10,7 +10,7 @@ from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.explain.attributions import Explainer, LogOdds, map_problems
-from melanoma_fair_xai.explain.methods import METHODS, Method
+from melanoma_fair_xai.explain.methods import METHODS
 
 SIZE = (3, 64, 64)
 
