@@ -18,13 +18,14 @@ from accelerate.state import AcceleratorState, GradientState
 import explain
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.classifier.export import ClassifierInfo, export_classifier
+from melanoma_fair_xai.explain.controls import CONTROLS
 from melanoma_fair_xai.explain.measures import COMPARED, MEASURES
+from melanoma_fair_xai.explain.methods import METHODS, Method
 from melanoma_fair_xai.hub import explanation
 
 REPOSITORY = Path(explain.__file__).parent
 DATA_CONFIG = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "crop_pct": 1.0}
 DATA_CONFIG |= {"crop_mode": "squash", "interpolation": "bicubic"}
-CONTROLS = ["random", "centre", "edges", "mask", "randomised"]
 
 
 @pytest.fixture(scope="module")
@@ -156,6 +157,30 @@ def test_a_card_takes_the_summary_of_its_own_models_report(report, model, tmp_pa
         explanation.take(report, run)
 
 
+PLANTED = """
+from melanoma_fair_xai.explain.methods import METHODS, Method
+METHODS["input_x_gradient"] = Method("input times gradient (Shrikumar et al. 2016)", "InputXGradient")
+import explain
+explain.main()
+"""
+
+
+def test_a_method_takes_a_row_to_be_a_flag_and_on_the_page_and_the_card(model, phantoms, tmp_path, monkeypatch):
+    flags = ["--model_name_or_path", model, "--dataset_name", phantoms, "--max_samples", 12, "--eval_batch_size", 16]
+    flags += ["--method", "input_x_gradient", "--output_dir", tmp_path / "report"]
+    script = [sys.executable, "-c", PLANTED, *map(str, flags)]
+    result = subprocess.run(script, capture_output=True, text=True, cwd=REPOSITORY)
+    assert result.returncode == 0, result.stderr
+    with np.load(tmp_path / "report" / "attributions.npz") as file:
+        assert (file["maps"] < 0).any() and (file["maps"] > 0).any()
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "input times gradient (Shrikumar et al. 2016) of" in page and "negative against it" in page
+    run = shutil.copytree(model, tmp_path / "run")
+    explanation.take(tmp_path / "report", run)
+    monkeypatch.setitem(METHODS, "input_x_gradient", Method("planted", "InputXGradient"))
+    assert explanation.read(run)["method"] == "planted"
+
+
 @pytest.mark.slow
 def test_two_processes_find_what_one_finds(report, model, phantoms, tmp_path):
     arguments = json.loads((report / "training_args.json").read_text())
@@ -251,7 +276,7 @@ def test_what_images_by_name_cannot_have_is_refused(model, tmp_path, monkeypatch
         (["--images", tmp_path / "c.png"], "no such file or folder"),
         (["--images", tmp_path / "empty"], "no images in this folder"),
         (["--images", tmp_path / "b.png"], "none can be used; the first: .*b.png: zero bytes"),
-        (["--images", tmp_path / "a.png", "--trap", "erase_lesion"], "--trap erase_lesion: needs lesion masks"),
+        (["--images", tmp_path / "a.png", "--trap", "ruler", "erase_lesion"], "--trap erase_lesion: needs lesion mas"),
     ):
         assert re.search(words, failure(monkeypatch, capsys, *common, *arguments))
     alone = ["--model_name_or_path", model, "--images", tmp_path / "a.png", "--output_dir", model]

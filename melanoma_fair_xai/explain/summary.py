@@ -6,6 +6,7 @@ import pandas as pd
 
 from dataset_scripts.common import UNKNOWN
 from melanoma_fair_xai.fairness import mean_by_group
+from melanoma_fair_xai.fairness.groups import MAX_GROUPS
 
 from .batches import ARTEFACT_ENERGIES, column_name
 from .controls import CASCADE, CONTROLS, RIVALS
@@ -63,13 +64,10 @@ def against_controls(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
 
 
 def group_names(table: pd.DataFrame) -> list[str]:
-    """The group columns that say something of these images: those with a known value."""
+    """The group columns that say something of these images: those with a known value, and few enough to be groups."""
     needs = {"fitzpatrick": "fitzpatrick", "sex": "sex", "age_band": "age", "diagnosis": "diagnosis", "error": "error"}
-    return [
-        name
-        for name, source in needs.items()
-        if source in table and (table[source].notna() & (table[source] != UNKNOWN)).any()
-    ]
+    known = {name: set(table[source].dropna()) - {UNKNOWN} for name, source in needs.items() if source in table}
+    return [name for name, values in known.items() if values and (name == "age_band" or len(values) <= MAX_GROUPS)]
 
 
 def by_group(table: pd.DataFrame, group_by: Sequence[str], seed: int = 0) -> pd.DataFrame:

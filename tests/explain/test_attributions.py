@@ -1,5 +1,8 @@
 """Maps against second implementations: by hand, and by pytorch-grad-cam."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +110,11 @@ def test_what_a_method_resolves_is_the_layers_grid_the_windows_steps_or_the_pixe
     maps = Explainer(net, "occlusion", SIZE)(torch.rand(1, *SIZE), torch.tensor([1]), [0])[0]
     blocks = maps.unfold(0, 4, 4).unfold(1, 4, 4).flatten(2)
     assert blocks.shape[:2] == (16, 16) and torch.equal(blocks.amin(2), blocks.amax(2))
+
+
+def test_methods_and_traps_are_named_without_loading_torch():
+    code = "import sys; from melanoma_fair_xai.explain import methods, traps; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 def test_an_unknown_method_is_refused_with_the_known_ones(net):
