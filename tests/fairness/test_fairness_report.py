@@ -130,29 +130,6 @@ def test_equal_scores_give_chance_and_no_crash(tmp_path):
     report.write(tmp_path)
 
 
-def test_derived_groups():
-    table = pd.DataFrame(
-        {
-            "lesion_id": range(6),
-            "label": 0,
-            "fitzpatrick": ["I", "II", "IV", "V", "unknown", "VI"],
-            "age": [39.0, 40.0, 59.0, 60.0, np.nan, 5.0],
-            "ita": [1.0, 2.0, 3.0, 4.0, 5.0, np.nan],
-            "sex": ["female", "male", None, "female", "male", "female"],
-        }
-    )
-    from melanoma_fair_xai.fairness.groups import group_columns
-
-    groups = group_columns(table, ["fitzpatrick", "age_band", "ita_tertile", "age_band*sex"])
-    assert list(groups) == ["fitzpatrick_group", "fitzpatrick", "age_band", "ita_tertile", "age_band*sex"]
-    assert groups["fitzpatrick_group"].tolist() == ["I-II", "I-II", "III-IV", "V-VI", "unknown", "V-VI"]
-    assert groups["age_band"].tolist() == ["under 40", "40-59", "40-59", "60 and over", "unknown", "under 40"]
-    assert groups["ita_tertile"].tolist()[::2] == ["1 (lowest)", "2", "3 (highest)"]
-    assert groups["ita_tertile"][5] == "unknown"
-    assert groups["age_band*sex"].tolist()[:3] == ["under 40, female", "40-59, male", "unknown"]
-    assert list(groups["fitzpatrick"].cat.categories) == ["I", "II", "IV", "V", "VI", "unknown"]
-
-
 def test_comparison_is_paired_and_flags_levelling_down(tmp_path):
     fair, unfair = predictions(), predictions(penalty=1.6)
     worse = fair["fitzpatrick"].isin(["I", "II"])

@@ -10,6 +10,7 @@ import transformers
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.fairness import evaluate
 from melanoma_fair_xai.fairness.evaluator import StratifiedEvaluator
+from melanoma_fair_xai.fairness.metrics import METRICS, Metric
 
 METRIC = Path(__file__).resolve().parents[2] / "metrics" / "stratified_fairness"
 
@@ -55,6 +56,19 @@ def test_batches_give_what_the_library_gives(metric, data):
     assert [row["p_holm"] for row in results["contrasts"]] == pytest.approx(
         [row.p_holm for row in report.contrasts], nan_ok=True
     )
+
+
+def test_a_metric_that_is_added_to_the_table_comes_with_its_limits(metric, data, monkeypatch):
+    value = lambda weighted, weights: 1 - weighted.npv(weights)  # noqa: E731
+    monkeypatch.setitem(
+        METRICS, "false_omission_rate", Metric("false omission rate", value, "lower", at_threshold=True)
+    )
+    results = metric.compute(**data, threshold=0.4, n_resamples=100)
+    low, value, high = (results[f"false_omission_rate{end}"] for end in ("_low", "", "_high"))
+    assert low < value < high and value == pytest.approx(1 - results["npv"])
+    assert "ece" in results and "ece_low" not in results
+    groups = [row["group"] for row in results["by_group"] if row["metric"] == "false_omission_rate"]
+    assert groups == ["I-II", "V-VI"]
 
 
 def test_it_combines_with_itself(metric, data, tmp_path):

@@ -14,8 +14,16 @@ from scipy.special import expit, logit
 
 from dataset_scripts.ham10000 import CITATION
 from melanoma_fair_xai.base.errors import UserError, run_command
+from melanoma_fair_xai.fairness.metrics import METRICS, Metric
+from melanoma_fair_xai.fairness.rows import with_interval
 from melanoma_fair_xai.hub import __main__ as hub
-from melanoma_fair_xai.hub.classifier_card import INDEXED, before_calibration, operating_points, write_classifier_card
+from melanoma_fair_xai.hub import classifier_card
+from melanoma_fair_xai.hub.classifier_card import (
+    INDEXED,
+    before_calibration,
+    operating_points,
+    write_classifier_card,
+)
 from melanoma_fair_xai.hub.record import population, starting_point, training_facts
 
 TYPES = ("I", "II", "VI", "unknown")
@@ -75,6 +83,32 @@ def test_the_text_says_who_it_is_for_and_for_whom_it_was_not_tested(carded):
     assert "\n\n\n" not in text
     links = re.findall(r"!\[.*?\]\((.*?)\)", text)
     assert len(links) >= 3 and all((carded / link).is_file() for link in links)
+
+
+def test_a_metric_that_is_added_to_the_table_stands_on_the_card_with_its_interval(tmp_path, monkeypatch):
+    value = lambda weighted, weights: 1 - weighted.npv(weights)  # noqa: E731
+    monkeypatch.setitem(
+        METRICS, "false_omission_rate", Metric("false omission rate", value, "lower", at_threshold=True)
+    )
+    report = write_results(tmp_path / "run", ["I"])
+    text = (write_card(tmp_path / "run", types=("I",)) / "README.md").read_text()
+    row = next(row for row in report.overall if row.metric == "false_omission_rate")
+    assert row.estimable and row.low < row.value < row.high
+    assert "| false omission rate |" in text and with_interval(row) in text
+
+
+def test_the_verdict_on_tested_contrasts_counts_those_below_five_per_cent():
+    table = pd.DataFrame({"group_column": "skin", "group": ["b", "c"], "reference": "a", "metric": "roc_auc"})
+    for p, words in (
+        (
+            [0.049, 0.2],
+            "Of 2 tested differences between the groups of `skin`, 1 has an adjusted p below 0.05: ROC AUC of b",
+        ),
+        ([0.049, 0.001], "2 have an adjusted p below 0.05: ROC AUC of b against a, ROC AUC of c against a."),
+        ([0.051, 0.2], "0 have an adjusted p below 0.05. That is no proof of equality"),
+    ):
+        assert words in classifier_card.tested_contrasts(table.assign(p_holm=p))
+    assert classifier_card.tested_contrasts(table.head(0)).startswith("No difference between groups was tested")
 
 
 def test_no_skin_types_phantoms_and_smoke_runs_are_said(run):

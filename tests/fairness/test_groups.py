@@ -1,0 +1,44 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.fairness.groups import group_columns
+
+
+def test_derived_groups():
+    table = pd.DataFrame(
+        {
+            "lesion_id": range(6),
+            "label": 0,
+            "fitzpatrick": ["I", "II", "IV", "V", "unknown", "VI"],
+            "age": [39.0, 40.0, 59.0, 60.0, np.nan, 5.0],
+            "ita": [1.0, 2.0, 3.0, 4.0, 5.0, np.nan],
+            "sex": ["female", "male", None, "female", "male", "female"],
+        }
+    )
+    groups = group_columns(table, ["fitzpatrick", "age_band", "ita_tertile", "age_band*sex"])
+    assert list(groups) == ["fitzpatrick_group", "fitzpatrick", "age_band", "ita_tertile", "age_band*sex"]
+    assert groups["fitzpatrick_group"].tolist() == ["I-II", "I-II", "III-IV", "V-VI", "unknown", "V-VI"]
+    assert groups["age_band"].tolist() == ["under 40", "40-59", "40-59", "60 and over", "unknown", "under 40"]
+    assert groups["ita_tertile"].tolist()[::2] == ["1 (lowest)", "2", "3 (highest)"]
+    assert groups["ita_tertile"][5] == "unknown"
+    assert groups["age_band*sex"].tolist()[:3] == ["under 40, female", "40-59, male", "unknown"]
+    assert list(groups["fitzpatrick"].cat.categories) == ["I", "II", "IV", "V", "VI", "unknown"]
+
+
+def test_the_default_is_what_the_table_knows():
+    table = pd.DataFrame({"age": [30.0, 70.0], "ita": [1.0, 1.0], "sex": ["unknown", None], "source": ["a", "b"]})
+    assert list(group_columns(table)) == ["age_band", "source"]  # ita tells no thirds apart, and sex is not known
+    table["fitzpatrick"] = ["I", "unknown"]
+    assert list(group_columns(table)) == ["fitzpatrick_group", "fitzpatrick", "age_band", "source"]
+    assert list(group_columns(table, ["sex"])) == ["sex"] and list(group_columns(table, [])) == []
+    with pytest.raises(UserError, match="--group_by ita_tertile: needs a column ita; the table has age, source"):
+        group_columns(table[["age", "source"]], ["ita_tertile"])
+    with pytest.raises(UserError, match="--group_by ward: no such column"):
+        group_columns(table, ["ward"])
+
+
+def test_a_column_of_the_table_goes_before_one_that_would_be_derived():
+    table = pd.DataFrame({"age_band": ["child", "adult"], "age": [3.0, 30.0]})
+    assert group_columns(table, ["age_band"])["age_band"].tolist() == ["child", "adult"]
