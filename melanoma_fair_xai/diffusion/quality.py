@@ -28,7 +28,7 @@ from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.base.files import atomic_path, write_json
 from melanoma_fair_xai.base.tables import markdown_table, number
 from melanoma_fair_xai.classifier.export import load_classifier
-from melanoma_fair_xai.classifier.models import CONFIG_NAME, create_classifier
+from melanoma_fair_xai.classifier.models import create_classifier, is_timm_name
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.images import normalise
 from melanoma_fair_xai.data.loading import Records, is_synthetic, load_records, load_synthetic
@@ -306,7 +306,7 @@ def facts(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def feature_network(arguments: argparse.Namespace) -> tuple[torch.nn.Module, dict]:
     """The network whose features are compared, and its pre-processing."""
-    if Path(arguments.feature_model, CONFIG_NAME).is_file() or "/" in arguments.feature_model:
+    if not is_timm_name(arguments.feature_model):
         network, info = load_classifier(arguments.feature_model)
         return network, info.data_config
     network = create_classifier(

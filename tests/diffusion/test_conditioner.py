@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
+from melanoma_fair_xai.diffusion.lesion_conditioner import RARE, LesionConditioner
 
 
 def vector(conditioner: LesionConditioner, **values) -> torch.Tensor:
@@ -31,7 +31,7 @@ def test_ids_names_and_all_ways_to_say_unknown_are_the_same(networks):
         assert torch.equal(vector(conditioner, diagnosis="nv"), vector(conditioner, diagnosis=number))
     for number in (40, np.int64(40), np.float32(40)):
         assert torch.equal(vector(conditioner, age=40.0), vector(conditioner, age=number))
-    for unknown in ("unknown", None, math.nan):
+    for unknown in ("unknown", None, math.nan, np.float32(math.nan)):
         assert torch.equal(vector(conditioner, diagnosis=unknown, age=unknown), vector(conditioner))
 
 
@@ -72,13 +72,36 @@ def test_what_training_never_saw_is_refused_with_what_it_did(networks, values, m
         vector(networks[1], **values)
 
 
-def test_what_training_hardly_saw_warns_with_the_count(networks):
-    for name, value in (("diagnosis", "vasc"), ("age", 85)):
-        with pytest.warns(UserWarning, match=rf"{name} {value}: training saw (3|7) such images only"):
-            vector(networks[1], **{name: value})
+@pytest.mark.parametrize(("name", "value"), [("diagnosis", "mel"), ("age", 42.0)])
+@pytest.mark.parametrize(("count", "verdict"), [(0, "refused"), (1, "warns"), (RARE - 1, "warns"), (RARE, "silent")])
+def test_what_training_hardly_saw_warns_with_the_count(name, value, count, verdict):
+    counts = {"diagnosis": {"mel": 900, "nv": 900}, "age": {"40": 900, "50": 900}}
+    counts[name]["mel" if name == "diagnosis" else "40"] = count
+    conditioner = LesionConditioner(8, {"diagnosis": ["mel", "nv"]}, counts)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        vector(networks[1], diagnosis="mel", age=35, fitzpatrick="unknown", sex=None)
+        vector(conditioner, diagnosis="nv", age=50.0)
+        if verdict == "refused":
+            with pytest.raises(
+                ValueError, match=rf"{name} {value}: training never saw it; it saw (nv|50 to 60) \(900"
+            ):
+                vector(conditioner, **{name: value})
+        elif verdict == "warns":
+            with pytest.raises(UserWarning, match=rf"{name} {value}: training saw {count} such images only"):
+                vector(conditioner, **{name: value})
+        else:
+            vector(conditioner, **{name: value})
+
+
+@pytest.mark.parametrize(("name", "low", "high"), [("age", 0, 120), ("ita", -180, 180)])
+def test_a_measure_takes_its_range_and_no_more(name, low, high):
+    bands = {"0": 90, "110": 90, "-180": 90, "170": 90}
+    conditioner = LesionConditioner(8, {}, {name: bands})
+    for value in (low, high, np.float32(high)):
+        vector(conditioner, **{name: value})
+    for value in (low - 0.01, high + 0.01, math.inf, True, "1"):
+        with pytest.raises(ValueError, match=f"{name} {value!r}: not a number of .* from {low} to {high}"):
+            vector(conditioner, **{name: value})
 
 
 def test_bands_are_those_that_data_are_counted_in():
