@@ -187,6 +187,9 @@ def test_conditions_are_drawn_as_they_occur_together_or_evened_out():
         (["--grid"], "--grid: give the values to combine"),
         (["--balance", "sex"], "give --like DATASET, too"),
         (["--like", "phantom", "--sex", "male"], "--like and --sex both say what to generate"),
+        (["--like", "phantom", "--grid"], "--like and --grid both say what to generate"),
+        (["--like", "phantom", "--conditions", "t.csv"], "--conditions and --like both say what to generate"),
+        (["--like", "phantom", "--reject_copies", "ham10000"], "give the data set of --like, phantom"),
         (["--model_name_or_path", "nowhere"], "nowhere: no such folder, and not to be had from the Hub"),
     ],
 )
@@ -204,6 +207,39 @@ def test_every_problem_of_a_table_is_listed_with_its_line(model, tmp_path, capsy
     table.write_text("diagnosis,age\nwart,30\nnevus,30\nmelanoma,-5\n")
     error = refusal(capsys, *flags)
     assert "line 2: diagnosis 'wart'" in error and "line 4: age -5.0" in error and not (tmp_path / "out").exists()
+
+
+def test_numbers_and_data_sets_that_do_not_fit_are_refused(model, phantoms, synthetic, tmp_path, capsys):
+    flags = ["--model_name_or_path", model, "--output_dir", tmp_path / "out", *FAST]
+    (tmp_path / "table.csv").write_text("diagnosis\nmelanoma\nnevus\n")
+    error = refusal(capsys, *flags, "--conditions", tmp_path / "table.csv", "--num_images", 3)
+    assert "--num_images 3: " in error and "table.csv has 2 rows; leave the flag out" in error
+    assert "--like: say how many with --num_images" in refusal(capsys, *flags, "--like", phantoms)
+    labelled = shutil.copytree(synthetic, tmp_path / "labelled")  # so that it could be read as a data set
+    table = pd.read_csv(labelled / "metadata.csv")
+    table.assign(melanoma=(table["diagnosis"] == "melanoma").astype(int)).to_csv(
+        labelled / "metadata.csv", index=False
+    )
+    for flag in ("--like", "--reject_copies"):
+        error = refusal(capsys, *flags, flag, labelled, "--num_images", 2)
+        assert f"{labelled}: holds generated images; name the real data set" in error
+    with pytest.raises(SystemExit):
+        launch(quality, synthetic, "--real", labelled, "--feature_model", "test_resnet")
+    assert f"--real {labelled}: holds generated images; name the real data set" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    launch(generate, *flags, "--conditions", tmp_path / "table.csv", "--num_images", 2)
+    assert pd.read_csv(tmp_path / "out" / "metadata.csv")["diagnosis"].tolist() == ["melanoma", "nevus"]
+
+
+def test_what_training_hardly_saw_is_warned_of_once_and_made(model, tmp_path, capsys):
+    """The phantoms have fewer than 50 images of any skin type, and more of either sex."""
+    flags = ["--model_name_or_path", model, *FAST, "--num_images", 3]
+    launch(generate, *flags, "--output_dir", tmp_path / "rare", "--fitzpatrick", "VI")
+    said = capsys.readouterr().out
+    assert said.count("warning: fitzpatrick VI: training saw ") == said.count("warning: ") == 1
+    launch(generate, *flags, "--output_dir", tmp_path / "common", "--sex", "male")
+    assert "warning: " not in capsys.readouterr().out
+    assert len(pixels(tmp_path / "rare")) == len(pixels(tmp_path / "common")) == 3
 
 
 def test_other_folders_are_left_alone(model, synthetic, tmp_path, capsys):
@@ -248,6 +284,16 @@ def test_copies_are_made_anew_and_counted(model, phantoms, tmp_path, monkeypatch
     for row, (name, image) in zip(table.itertuples(), after.items(), strict=True):
         assert row.seed == image_seed(0, row.Index, row.rejected)
         assert np.array_equal(image, before[name]) == (row.rejected == 0)
+
+
+def test_a_copy_that_comes_again_and_again_is_let_through_and_said_to_be_one(model, phantoms, tmp_path, monkeypatch):
+    finder = SimpleNamespace(are_copies=lambda images: np.array([image.getpixel((0, 0))[0] >= 0 for image in images]))
+    monkeypatch.setattr(generate, "CopyFinder", SimpleNamespace(of=lambda *arguments: finder))
+    flags = ["--model_name_or_path", model, "--num_images", 2, *FAST, "--reject_copies", phantoms]
+    launch(generate, *flags, "--output_dir", tmp_path)
+    table = pd.read_csv(tmp_path / "metadata.csv")
+    assert table["copy"].all() and (table["rejected"] == generate.ATTEMPTS - 1).all()
+    assert table["seed"].tolist() == [image_seed(0, index, generate.ATTEMPTS - 1) for index in range(2)]
 
 
 def test_generated_images_join_the_training_split_alone(synthetic, phantoms):
