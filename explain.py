@@ -77,7 +77,7 @@ def main() -> None:
     arguments, data = parse_arguments(ExplainArguments, SplitArguments)
     model, info = load_classifier(arguments.model_name_or_path, arguments.revision)
     if arguments.list_layers:
-        print(describe_layers(map_layers(model, info.data_config["input_size"])))
+        print(describe_layers(map_layers(model, info.preprocessing.input_size)))
         return
     check(arguments, data)
     set_seed(arguments.seed)
@@ -92,8 +92,8 @@ def main() -> None:
             arguments.seed,
         )
         # A layer that is not there is said before anything is read or written.
-        net = LogOdds(model, info.data_config, info.positive)
-        layer = Explainer(net, arguments.method, info.data_config["input_size"], arguments.layer).layer
+        net = LogOdds(model, info.preprocessing, info.positive)
+        layer = Explainer(net, arguments.method, info.preprocessing.input_size, arguments.layer).layer
         with open_run_folder(accelerator, arguments.output_dir, overwrite=arguments.overwrite_output_dir) as folder:
             records, images = load_images(accelerator, arguments, data, info)
             if accelerator.is_main_process:
@@ -140,7 +140,7 @@ def load_images(
         else:
             records = load_split(data, info)
         records = records.select(chosen(records.table, arguments))
-        cache = decode_once(records.images, info.data_config, show_progress=accelerator.is_local_main_process)
+        cache = decode_once(records.images, info.preprocessing, show_progress=accelerator.is_local_main_process)
     records = records.without(cache.problems, 1.0 if arguments.images else data.max_skipped_share)
     usable = (records.table["split"] != UNUSABLE).to_numpy()
     if not usable.any():
@@ -150,7 +150,7 @@ def load_images(
         print(f"{(~usable).sum()} of {len(usable)} images cannot be used, see {SKIPPED_NAME}", file=sys.stderr)
     records, pixels = records.select(usable), cache.pixels[usable]
     drawn = {
-        name: decode_masks(records.masks, name, np.arange(len(pixels)), info.data_config)
+        name: decode_masks(records.masks, name, np.arange(len(pixels)), info.preprocessing)
         for name in (records.masks.column_names if records.masks is not None else ())
     }
     erasers = [trap for trap in arguments.trap if TRAPS[trap].needs_masks]

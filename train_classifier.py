@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import pandas as pd
-import timm.data
 from accelerate import Accelerator
 from accelerate.utils import TorchDynamoPlugin, set_seed
 
@@ -35,6 +34,7 @@ from melanoma_fair_xai.classifier.protocols import (
 )
 from melanoma_fair_xai.classifier.task import Task, TaskArguments, check_classes, load_target, make_task
 from melanoma_fair_xai.classifier.training import ClassifierTraining
+from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.data.loading import UNUSABLE, Records, training_rows
 from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
 from melanoma_fair_xai.engine.checkpoints import forget_training
@@ -196,7 +196,7 @@ def train_and_evaluate(accelerator: Accelerator, folder: Path, args: Arguments) 
         ignore_mismatched_sizes=model_args.ignore_mismatched_sizes,
         revision=model_args.revision,
     )
-    task = make_task(accelerator, data, records, target, labels, timm.data.resolve_model_data_config(network))
+    task = make_task(accelerator, data, records, target, labels, Preprocessing.from_model(network))
     earlier = load_earlier(accelerator, args, task) if model_args.measure_forgetting else None
     train_rows = training_rows(task.records.table, data.max_train_samples, training.seed)
     check_classes(task, train_rows)
@@ -235,13 +235,13 @@ def load_earlier(accelerator: Accelerator, args: Arguments, task: Task) -> Task:
         raise UserError(
             f"--measure_forgetting: {args.model.model_name_or_path} was trained for --target {data.target}"
         )
-    return make_task(accelerator, data, records, target, labels, task.data_config)
+    return make_task(accelerator, data, records, target, labels, task.preprocessing)
 
 
 def evaluate_only(accelerator: Accelerator, folder: Path, args: Arguments) -> None:
     network, info = load_classifier(args.model.model_name_or_path, args.model.revision)
     records, target, labels = load_target(accelerator, args.data, info)
-    task = make_task(accelerator, args.data, records, target, labels, info.data_config)
+    task = make_task(accelerator, args.data, records, target, labels, info.preprocessing)
     if accelerator.is_main_process:
         record_inputs(folder, task.records, args)
     split = args.training.eval_split

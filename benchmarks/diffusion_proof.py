@@ -118,14 +118,14 @@ def ita(images: np.ndarray) -> np.ndarray:
 
 def pixels_for(info: ClassifierInfo, images: np.ndarray) -> np.ndarray:
     """uint8 images (N, H, W, 3) through the classifier's own pre-processing, before normalisation."""
-    transform = pixel_transform(info.data_config)
+    transform = pixel_transform(info.preprocessing)
     return np.stack([transform(PIL.Image.fromarray(image)).permute(1, 2, 0).numpy() for image in images])
 
 
 def classify(classifier: torch.nn.Module, info: ClassifierInfo, images: np.ndarray) -> np.ndarray:
     """The probability of melanoma (N,)."""
     rows, pixels = np.arange(len(images)), pixels_for(info, images)
-    logits = predict_logits(Accelerator(cpu=True), classifier, pixels, rows, info.data_config, BATCH, "classifying")
+    logits = predict_logits(Accelerator(cpu=True), classifier, pixels, rows, info.preprocessing, BATCH, "classifying")
     return melanoma_scores(logits, info.positive)
 
 

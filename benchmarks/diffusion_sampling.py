@@ -67,7 +67,7 @@ def features(classifier: torch.nn.Module, info: ClassifierInfo, images: np.ndarr
     """What the classifier's last layer sees, float64 (N, features)."""
     batches = []
     for part in torch.from_numpy(pixels_for(info, images)).permute(0, 3, 1, 2).split(BATCH):
-        inputs = normalise(part, info.data_config)
+        inputs = normalise(part, info.preprocessing)
         batches.append(classifier.forward_head(classifier.forward_features(inputs), pre_logits=True))
     return torch.cat(batches).double().numpy()
 

@@ -15,6 +15,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import timm
@@ -22,6 +23,7 @@ import torch
 from captum.attr import LayerAttribution, LayerGradCam
 
 from melanoma_fair_xai.classifier.models import WHOLE_IMAGE
+from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.explain.attributions import Explainer, LogOdds
 from melanoma_fair_xai.explain.fidelity import PERCENTILES, Scorer, seeded_noise, study_curves
 
@@ -40,8 +42,8 @@ def main() -> None:
     for module in model.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.uniform_(module.weight, 0.5, 1.5)  # timm's zeros would hide blocks
-    data_config = timm.data.resolve_model_data_config(model) | WHOLE_IMAGE
-    net = LogOdds(model, data_config, [1]).eval().to(memory_format=torch.channels_last)
+    preprocessing = replace(Preprocessing.from_model(model), **WHOLE_IMAGE)
+    net = LogOdds(model, preprocessing, [1]).eval().to(memory_format=torch.channels_last)
     images = torch.rand(arguments.num_images, 3, SIZE, SIZE)
     targets = torch.arange(len(images)) % 2
     explainer = Explainer(net, "gradcam", (3, SIZE, SIZE), "layer4")

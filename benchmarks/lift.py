@@ -8,7 +8,7 @@ change should pick it by the comparison on validation, not by that on test.
 """
 
 import argparse
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pandas as pd
@@ -50,7 +50,7 @@ def main() -> None:
     arguments = parser.parse_args()
     run, folder = Path(arguments.run), Path(arguments.output_dir)
     tables = {split: {"baseline": read_predictions(run / "predictions" / f"{split}.parquet")} for split in SPLITS}
-    size = load_classifier(run)[1].data_config["input_size"][-1]
+    size = load_classifier(run)[1].preprocessing.input_size[-1]
     larger = int(size * LARGER)
     for name, side, views in ((f"tested at {larger} px", larger, False), ("eight views", size, True)):
         for split, table in scored_again(run, side, views).items():
@@ -74,8 +74,8 @@ def scored_again(run: Path, image_size: int, views: bool) -> dict[str, pd.DataFr
     accelerator, data = create_accelerator(mixed_precision="no"), run_data(run)
     network, info = load_classifier(run)
     records, target, labels = load_target(accelerator, data, info)
-    config = info.data_config | {"input_size": (3, image_size, image_size)}
-    task = make_task(accelerator, data, records, target, labels, config)
+    preprocessing = replace(info.preprocessing, input_size=(3, image_size, image_size))
+    task = make_task(accelerator, data, records, target, labels, preprocessing)
     network = DihedralViews(network) if views else network
     logits = {split: predict(accelerator, network, task, split, BATCH_SIZE) for split in SPLITS}
     info = operating_point(task, logits["validation"], info.threshold_rule, info.training)

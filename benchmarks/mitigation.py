@@ -13,7 +13,6 @@ from pathlib import Path
 
 import accelerate
 import pandas as pd
-import timm.data
 from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
@@ -26,6 +25,7 @@ from melanoma_fair_xai.classifier.mitigation import MITIGATIONS
 from melanoma_fair_xai.classifier.models import create_classifier
 from melanoma_fair_xai.classifier.task import TaskArguments, load_target, make_task
 from melanoma_fair_xai.classifier.training import ClassifierTraining
+from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.engine.checkpoints import forget_training
 from melanoma_fair_xai.engine.launch import create_accelerator
 from melanoma_fair_xai.fairness import compare, evaluate_predictions
@@ -90,7 +90,7 @@ def train_and_score(
     options = replace(TrainingArguments(), seed=seed, num_train_epochs=epochs, mitigation=mitigation)
     records, target, labels = load_target(accelerator, data)
     network = create_classifier(MODEL, target.label_names, pretrained=False, image_size=IMAGE_SIZE)
-    task = make_task(accelerator, data, records, target, labels, timm.data.resolve_model_data_config(network))
+    task = make_task(accelerator, data, records, target, labels, Preprocessing.from_model(network))
     with tempfile.TemporaryDirectory() as folder:
         ClassifierTraining(accelerator, Path(folder), network, task, task.rows("train"), options).run()
     info = operating_point(

@@ -32,6 +32,7 @@ from melanoma_fair_xai.classifier.predict import predict_logits
 from melanoma_fair_xai.classifier.task import Task
 from melanoma_fair_xai.classifier.training import ClassifierTraining
 from melanoma_fair_xai.data.cache import decode_once
+from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.data.loading import Records, load_records
 from melanoma_fair_xai.data.targets import apply_target
 from train_classifier import TrainingArguments, resolve_precision
@@ -113,8 +114,8 @@ def make_task(records: Records, count: int, model: str, image_size: int) -> Task
     records, target, labels = apply_target(records.select(keep), "melanoma_vs_rest")
     records.table["split"] = np.where(np.arange(len(records.table)) < BATCH, "validation", "train")
     network = create_classifier(model, target.label_names, pretrained=False, image_size=image_size)
-    data_config = timm.data.resolve_model_data_config(network)
-    return Task(records, target, labels, decode_once(records.images, data_config).pixels, data_config)
+    preprocessing = Preprocessing.from_model(network)
+    return Task(records, target, labels, decode_once(records.images, preprocessing).pixels, preprocessing)
 
 
 def write_jpegs(task: Task, folder: str) -> None:
@@ -127,7 +128,7 @@ def write_jpegs(task: Task, folder: str) -> None:
 
 def new_network(task: Task, model: str) -> torch.nn.Module:
     torch.manual_seed(0)
-    size = task.data_config["input_size"][1]
+    size = task.preprocessing.input_size[1]
     return create_classifier(model, task.target.label_names, pretrained=False, image_size=size).train()
 
 
@@ -146,7 +147,7 @@ def bare_steps(task: Task, model: str) -> Iterator[None]:
     """The same batch again and again, already on the device."""
     network = new_network(task, model).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-3)
-    size = task.data_config["input_size"][1]
+    size = task.preprocessing.input_size[1]
     images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
     labels = torch.arange(BATCH) % 2
     while True:
@@ -170,7 +171,7 @@ def timm_steps(task: Task, model: str, folder: str) -> Iterator[None]:
     """timm's dataset, loader and augmentation at two workers, bf16 and channels_last."""
     loader = timm.data.create_loader(
         timm.data.create_dataset("", root=f"{folder}/images"),
-        input_size=task.data_config["input_size"],
+        input_size=task.preprocessing.input_size,
         batch_size=BATCH,
         is_training=True,
         num_workers=2,
@@ -197,7 +198,7 @@ def lightning_steps(task: Task, model: str, folder: str) -> Iterator[None]:
     import torchvision
     from albumentations.pytorch import ToTensorV2
 
-    size = task.data_config["input_size"][1]
+    size = task.preprocessing.input_size[1]
     transform = A.Compose(
         [
             A.RandomResizedCrop(size=(size, size), scale=(0.5, 1.0)),
@@ -257,7 +258,7 @@ def inference_rates(task: Task, model: str) -> dict[str, float]:
     network = new_network(task, model).eval().to(memory_format=torch.channels_last)
     rows = np.arange(len(task.pixels))
     batch = 64
-    size = task.data_config["input_size"][1]
+    size = task.preprocessing.input_size[1]
     images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
     count = len(rows) // batch
     with torch.inference_mode():
@@ -267,7 +268,7 @@ def inference_rates(task: Task, model: str) -> dict[str, float]:
             network(images)
         bare = count * batch / (time.perf_counter() - start)
     start = time.perf_counter()
-    predict_logits(accelerator, network, task.pixels, rows[: count * batch], task.data_config, batch, "scoring")
+    predict_logits(accelerator, network, task.pixels, rows[: count * batch], task.preprocessing, batch, "scoring")
     return {"bare forward": bare, "ours, inference": count * batch / (time.perf_counter() - start)}
 
 

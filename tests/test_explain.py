@@ -18,14 +18,14 @@ from accelerate.state import AcceleratorState, GradientState
 import explain
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.classifier.export import ClassifierInfo, export_classifier
+from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.explain.controls import CONTROLS
 from melanoma_fair_xai.explain.measures import COMPARED, MEASURES
 from melanoma_fair_xai.explain.methods import METHODS, Method
 from melanoma_fair_xai.hub import explanation
 
 REPOSITORY = Path(explain.__file__).parent
-DATA_CONFIG = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "crop_pct": 1.0}
-DATA_CONFIG |= {"crop_mode": "squash", "interpolation": "bicubic"}
+PREPROCESSING = Preprocessing((3, 32, 32), "bicubic", (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 1.0, "squash")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def model(tmp_path_factory) -> Path:
     torch.nn.init.normal_(network.fc.weight, std=0.3)
     folder = tmp_path_factory.mktemp("model")
     info = ClassifierInfo(
-        ["benign", "melanoma"], ["melanoma"], 0.5, "youden", DATA_CONFIG, training={"target": "melanoma_vs_rest"}
+        ["benign", "melanoma"], ["melanoma"], 0.5, "youden", PREPROCESSING, training={"target": "melanoma_vs_rest"}
     )
     export_classifier(network, folder, info)
     return folder

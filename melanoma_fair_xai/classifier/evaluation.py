@@ -26,7 +26,7 @@ SUMMARY = ("roc_auc", "sensitivity", "specificity", "balanced_accuracy", "brier"
 def predict(accelerator: Accelerator, network: torch.nn.Module, task: Task, split: str, batch_size: int) -> np.ndarray:
     """Logits of a split in full precision, as who loads the model will see them."""
     network = network.to(accelerator.device, memory_format=torch.channels_last)
-    return predict_logits(accelerator, network, task.pixels, task.rows(split), task.data_config, batch_size, split)
+    return predict_logits(accelerator, network, task.pixels, task.rows(split), task.preprocessing, batch_size, split)
 
 
 def operating_point(task: Task, logits: np.ndarray, rule: str, training: dict) -> ClassifierInfo:
@@ -42,7 +42,7 @@ def operating_point(task: Task, logits: np.ndarray, rule: str, training: dict) -
         positive_labels=[task.target.label_names[index] for index in task.target.positive],
         threshold=choose_threshold(scores, np.isin(labels, task.target.positive), rule),
         threshold_rule=rule,
-        data_config=task.data_config,
+        preprocessing=task.preprocessing,
         calibration=calibration,
         training=training,
     )

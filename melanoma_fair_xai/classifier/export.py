@@ -26,10 +26,8 @@ from melanoma_fair_xai.classifier.models import (
     find_classifier,
     last_layer,
     read_config,
-    with_tuples,
 )
-
-DATA_KEYS = ("input_size", "interpolation", "mean", "std", "crop_pct", "crop_mode")
+from melanoma_fair_xai.data.images import Preprocessing
 
 
 @dataclass(frozen=True)
@@ -41,7 +39,7 @@ class ClassifierInfo:
         positive_labels: the classes whose summed softmax probability is the score.
         threshold: an image is called positive where score >= threshold.
         threshold_rule: how the threshold was chosen on validation, such as `youden`.
-        data_config: pre-processing as `timm.data.resolve_model_data_config` gives it.
+        preprocessing: how images become its input.
         calibration: what was folded into the last layer; the weights give calibrated scores already.
         training: whatever else is worth knowing (target, data set, versions), as JSON values.
     """
@@ -50,7 +48,7 @@ class ClassifierInfo:
     positive_labels: list[str]
     threshold: float
     threshold_rule: str
-    data_config: dict[str, Any]
+    preprocessing: Preprocessing
     calibration: Calibration = Calibration()
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -100,14 +98,14 @@ def _published_config(config: dict[str, Any], info: ClassifierInfo) -> dict[str,
     model_args = dict(config.get("model_args", {}))
     model_args.pop("num_classes", None)  # transformers passes it too, and Python refuses it twice
     if source.get("fixed_input_size"):
-        model_args["img_size"] = info.data_config["input_size"][1:]
+        model_args["img_size"] = info.preprocessing.input_size[1:]
     structure = ("num_classes", "fixed_input_size", "first_conv", "classifier")
     return {
         **config,
         "model_args": model_args,
         "pretrained_cfg": {
             **{key: source[key] for key in structure if key in source},
-            **{key: info.data_config[key] for key in DATA_KEYS},
+            **info.preprocessing.to_timm(),
             "pool_size": None,
         },
         "operating_point": {
@@ -139,7 +137,7 @@ def _read_info(config: Mapping[str, Any], path: Path) -> ClassifierInfo:
             positive_labels=list(point["positive_labels"]),
             threshold=float(point["threshold"]),
             threshold_rule=str(point["rule"]),
-            data_config=with_tuples({key: config["pretrained_cfg"][key] for key in DATA_KEYS}),
+            preprocessing=Preprocessing.from_config(config, path),
             calibration=Calibration(float(calibration["slope"]), float(calibration["intercept"])),
             training=dict(config.get("training", {})),
         )

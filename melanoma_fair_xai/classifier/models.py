@@ -16,6 +16,7 @@ from torch import nn
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.hub_client import local_folder
+from melanoma_fair_xai.data.images import Preprocessing
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
@@ -39,7 +40,7 @@ def create_classifier(
 ) -> nn.Module:
     """A timm model with one logit per label name.
 
-    Its pre-processing is `timm.data.resolve_model_data_config(model)`: for a timm name, the whole image squashed to a
+    Its pre-processing is `Preprocessing.from_model(model)`: for a timm name, the whole image squashed to a
     square; for an earlier classifier, what that one used.
 
     Args:
@@ -127,7 +128,6 @@ def build_saved(folder: Path, num_classes: int, *, keep_head: bool = True, drop_
         model = timm.create_model(f"local-dir:{folder}", num_classes=num_classes, drop_rate=drop_rate)
     except (AssertionError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         raise UserError(f"{folder / CONFIG_NAME}: timm {timm.__version__} cannot build this model ({error})") from None
-    model.pretrained_cfg.update(with_tuples(model.pretrained_cfg))
     path = folder / WEIGHTS_NAME
     state = read_weights(path)
     head = () if keep_head else _head_tensors(model)
@@ -140,11 +140,6 @@ def build_saved(folder: Path, num_classes: int, *, keep_head: bool = True, drop_
 def is_timm_name(name: str) -> bool:
     """Whether timm builds a model of this name, its tag (after the dot) included."""
     return timm.is_model(name) and ("." not in name or name in timm.list_models(pretrained=True))
-
-
-def with_tuples(config: dict[str, Any]) -> dict[str, Any]:
-    """A JSON object with its lists as tuples, as timm writes sizes and means."""
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
 
 
 def find_classifier(folder_or_id: str, revision: str | None = None) -> Path:
@@ -319,7 +314,7 @@ def _head_tensors(model: nn.Module) -> list[str]:
 
 
 def _set_image_size(model: nn.Module, image_size: int) -> None:
-    channels, *own = timm.data.resolve_model_data_config(model)["input_size"]
+    channels, *own = Preprocessing.from_model(model).input_size
     if [image_size, image_size] == own:
         return
     try:

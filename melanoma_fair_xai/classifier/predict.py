@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from melanoma_fair_xai.classifier.export import ClassifierInfo
 from melanoma_fair_xai.data.cache import take
-from melanoma_fair_xai.data.images import normalise
+from melanoma_fair_xai.data.images import Preprocessing, normalise
 
 
 @torch.inference_mode()
@@ -22,7 +22,7 @@ def predict_logits(
     model: torch.nn.Module,
     pixels: np.ndarray | torch.Tensor,
     rows: np.ndarray,
-    data_config: dict,
+    preprocessing: Preprocessing,
     batch_size: int,
     description: str,
 ) -> np.ndarray:
@@ -37,7 +37,7 @@ def predict_logits(
     results = []
     for number in tqdm(mine, desc=description, unit="batch", disable=not accelerator.is_main_process, leave=False):
         batch = take(pixels, batches[number], accelerator.device)
-        inputs = normalise(batch.permute(0, 3, 1, 2), data_config)
+        inputs = normalise(batch.permute(0, 3, 1, 2), preprocessing)
         results.append((number, model(inputs).float().cpu().numpy()))
     gathered = sorted(gather_object(results), key=lambda item: item[0])
     assert [number for number, _ in gathered] == list(range(len(batches)))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.classifier.export import ClassifierInfo
 from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.data.cache import decode_once, on_device
+from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.data.loading import METADATA_COLUMNS, Records, add_synthetic, load_synthetic
 from melanoma_fair_xai.data.targets import TARGETS, Target, apply_target
 from melanoma_fair_xai.fairness.groups import DERIVED, group_columns
@@ -63,7 +64,7 @@ class Task:
     target: Target
     labels: np.ndarray
     pixels: np.ndarray | torch.Tensor
-    data_config: dict[str, Any]
+    preprocessing: Preprocessing
     fold: int = 0
 
     def rows(self, split: str) -> np.ndarray:
@@ -108,14 +109,14 @@ def make_task(
     records: Records,
     target: Target,
     labels: np.ndarray,
-    data_config: dict,
+    preprocessing: Preprocessing,
 ) -> Task:
     """Decode the images, and set aside what cannot be."""
     with accelerator.local_main_process_first():
-        cache = decode_once(records.images, data_config, show_progress=accelerator.is_local_main_process)
+        cache = decode_once(records.images, preprocessing, show_progress=accelerator.is_local_main_process)
     records = records.without(cache.problems, data.max_skipped_share)
     task = Task(
-        records, target, labels, on_device(cache.pixels, accelerator.device), data_config, parse_fold(data.fold)
+        records, target, labels, on_device(cache.pixels, accelerator.device), preprocessing, parse_fold(data.fold)
     )
     counts = ", ".join(f"{name} {len(task.rows(name)):,}" for name in ("train", "validation", "test"))
     accelerator.print(f"{data.dataset_name}: {counts} images, {len(records.skipped)} skipped ({SKIPPED_NAME})")

@@ -134,7 +134,7 @@ class ClassifierTraining:
 
     def _inputs(self, rows: np.ndarray) -> torch.Tensor:
         pixels = take(self.task.pixels, rows, self.accelerator.device)
-        return normalise(pixels.permute(0, 3, 1, 2), self.task.data_config)
+        return normalise(pixels.permute(0, 3, 1, 2), self.task.preprocessing)
 
     def run(self) -> None:
         """Train from the start or the checkpoint to resume from; UserError for a loss that is not finite."""
@@ -218,7 +218,7 @@ class ClassifierTraining:
                 take(self.task.pixels, batch["rows"], self.accelerator.device) if "rows" in batch else batch["pixels"]
             )
             images = augment(pixels, batch["parameters"])
-            inputs = normalise(images, self.task.data_config).contiguous(memory_format=torch.channels_last)
+            inputs = normalise(images, self.task.preprocessing).contiguous(memory_format=torch.channels_last)
             with self.accelerator.autocast():
                 logits = self.model(inputs)
             losses = F.cross_entropy(
@@ -266,7 +266,7 @@ class ClassifierTraining:
                 self.network,
                 self.task.pixels,
                 self.validation_rows,
-                self.task.data_config,
+                self.task.preprocessing,
                 self.options.eval_batch_size,
                 "validating",
             )

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.images import image_content_problem
 from melanoma_fair_xai.data.augmentation import Augmentation
-from melanoma_fair_xai.data.images import open_rgb, pixel_transform
+from melanoma_fair_xai.data.images import Preprocessing, open_rgb, pixel_transform
 
 CACHE_VERSION = 1
 CHUNK = 256
@@ -36,22 +36,22 @@ def cache_folder() -> Path:
     return Path(os.environ.get("MELANOMA_FAIR_XAI_CACHE", Path.home() / ".cache" / "melanoma_fair_xai"))
 
 
-def decode_once(images: datasets.Dataset, data_config: dict, show_progress: bool = True) -> PixelCache:
-    """The pixels that `data_config`'s evaluation transform gives for column `image` (not decoded) of a data set.
+def decode_once(images: datasets.Dataset, preprocessing: Preprocessing, show_progress: bool = True) -> PixelCache:
+    """The pixels, before normalisation, of column `image` (not decoded) of a data set.
 
     The cache file is keyed by the images' content and the transform; a file that is torn is made again. Raises OSError
     when the disk is full; nothing half written is left.
     """
-    path = cache_folder() / f"pixels-{_cache_key(images, data_config)}.npy"
+    path = cache_folder() / f"pixels-{_cache_key(images, preprocessing)}.npy"
     cache = _read(path, len(images))
     if cache is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, images, data_config, show_progress)
+        _write(path, images, preprocessing, show_progress)
         cache = _read(path, len(images))
     return cache
 
 
-def _cache_key(images: datasets.Dataset, data_config: dict) -> str:
+def _cache_key(images: datasets.Dataset, preprocessing: Preprocessing) -> str:
     digest = xxhash.xxh3_128()
     for batch in images.with_format("arrow").iter(CHUNK):
         column = batch["image"].combine_chunks()
@@ -62,7 +62,7 @@ def _cache_key(images: datasets.Dataset, data_config: dict) -> str:
                 status = os.stat(path.as_py())
                 digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}".encode())
             digest.update(b"\n")
-    transform = {key: data_config[key] for key in ("input_size", "interpolation", "crop_pct", "crop_mode")}
+    transform = {key: getattr(preprocessing, key) for key in ("input_size", "interpolation", "crop_pct", "crop_mode")}
     facts = [CACHE_VERSION, timm.__version__, digest.hexdigest(), transform]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
@@ -78,9 +78,9 @@ def _read(path: Path, count: int) -> PixelCache | None:
     return PixelCache(pixels, {int(row): reason for row, reason in problems.items()})
 
 
-def _write(path: Path, images: datasets.Dataset, data_config: dict, show_progress: bool) -> None:
-    _, height, width = data_config["input_size"]
-    transform = pixel_transform(data_config)
+def _write(path: Path, images: datasets.Dataset, preprocessing: Preprocessing, show_progress: bool) -> None:
+    _, height, width = preprocessing.input_size
+    transform = pixel_transform(preprocessing)
     problems: dict[int, str] = {}
 
     def decode(item: dict) -> np.ndarray | str:

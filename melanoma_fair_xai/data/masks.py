@@ -1,23 +1,26 @@
 """Masks of lesions and artefacts, brought to the model's pixels as the images are."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
 import numpy as np
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.data.images import open_rgb, pixel_transform
+from melanoma_fair_xai.data.images import Preprocessing, open_rgb, pixel_transform
 
 
-def decode_masks(masks: datasets.Dataset, column: str, rows: Sequence[int], data_config: dict) -> np.ndarray:
+def decode_masks(
+    masks: datasets.Dataset, column: str, rows: Sequence[int], preprocessing: Preprocessing
+) -> np.ndarray:
     """The masks of some rows, uint8 (len(rows), H, W), all zero where a row has none.
 
-    Resized and cropped as `data_config` says, but to the nearest pixel, so that values stay what they are. Raises
+    Resized and cropped as the images are, but to the nearest pixel, so that values stay what they are. Raises
     UserError for a mask that cannot be read.
     """
-    transform = pixel_transform(data_config | {"interpolation": "nearest"})
-    height, width = data_config["input_size"][1:]
+    transform = pixel_transform(replace(preprocessing, interpolation="nearest"))
+    height, width = preprocessing.input_size[1:]
     decoded = np.zeros((len(rows), height, width), dtype=np.uint8)
     for place, item in enumerate(masks.select(rows)[column]):
         if item is None:

@@ -12,6 +12,7 @@ import torch
 from dataset_scripts.common import UNKNOWN, record_features
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.seeding import sample_generator
+from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.diffusion.lesion_conditioner import Category, Measure, make_encoders
 
@@ -148,12 +149,8 @@ def scale(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def pixel_config(resolution: int) -> dict:
+def pixel_config(resolution: int) -> Preprocessing:
     """The shorter side to `resolution`, then the centre: squeezing into a square would change a lesion's shape, and
     quarter turns would do so both ways."""
-    return {
-        "input_size": (3, resolution, resolution),
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "crop_mode": "center",
-    }
+    half = (0.5, 0.5, 0.5)
+    return Preprocessing((3, resolution, resolution), "bicubic", half, half, crop_pct=1.0, crop_mode="center")

@@ -9,13 +9,12 @@ first half, and so is the second: what it scores is the floor, which no generato
 import argparse
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import timm.data
 import torch
 from accelerate import Accelerator
 from matplotlib.figure import Figure
@@ -30,7 +29,7 @@ from melanoma_fair_xai.base.tables import markdown_table, number
 from melanoma_fair_xai.classifier.export import load_classifier
 from melanoma_fair_xai.classifier.models import create_classifier, is_timm_name
 from melanoma_fair_xai.data.cache import decode_once
-from melanoma_fair_xai.data.images import normalise
+from melanoma_fair_xai.data.images import Preprocessing, normalise
 from melanoma_fair_xai.data.loading import Records, is_synthetic, load_records, load_synthetic
 from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.diffusion.copies import (
@@ -78,16 +77,18 @@ class Described:
         return Described(self.table.iloc[rows].reset_index(drop=True), *parts)
 
 
-def describe(accelerator: Accelerator, records: Records, network: torch.nn.Module, data_config: dict) -> Described:
+def describe(
+    accelerator: Accelerator, records: Records, network: torch.nn.Module, preprocessing: Preprocessing
+) -> Described:
     """Features before the last layer of a timm model, and what else is compared, of all images that can be decoded."""
-    cache = decode_once(records.images, data_config)
+    cache = decode_once(records.images, preprocessing)
     usable = np.setdiff1d(np.arange(len(records.table)), list(cache.problems))
     network = network.eval().to(accelerator.device)
     parts: list[tuple] = []
     for rows in tqdm(np.split(usable, range(BATCH, len(usable), BATCH)), desc="features", unit="batch"):
         images = torch.from_numpy(cache.pixels[rows]).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            inputs = normalise(images.to(accelerator.device), data_config)
+            inputs = normalise(images.to(accelerator.device), preprocessing)
             features = network.forward_head(network.forward_features(inputs), pre_logits=True)
         lab = rgb_to_lab(images.permute(0, 2, 3, 1).numpy()[:, ::2, ::2] / 255)
         lab = np.concatenate([lab.mean(axis=(1, 2)), lab.std(axis=(1, 2))], axis=1)
@@ -264,10 +265,10 @@ def run(arguments: argparse.Namespace) -> None:
     if is_synthetic(real.table).any():
         raise UserError(f"--real {arguments.real}: holds generated images; name the real data set")
     synthetic = load_synthetic(arguments.synthetic_dir, real)
-    network, data_config = feature_network(arguments)
+    network, preprocessing = feature_network(arguments)
     # A generator sees the centre square of a photograph, not all of it squeezed into one.
-    data_config = {**data_config, "crop_mode": "center", "crop_pct": 1.0}
-    generated, described = (describe(accelerator, records, network, data_config) for records in (synthetic, real))
+    preprocessing = replace(preprocessing, crop_mode="center", crop_pct=1.0)
+    generated, described = (describe(accelerator, records, network, preprocessing) for records in (synthetic, real))
     split = described.table["split"]
     training, held_out = (
         described.select((split == "train").to_numpy()),
@@ -304,11 +305,11 @@ def facts(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def feature_network(arguments: argparse.Namespace) -> tuple[torch.nn.Module, dict]:
+def feature_network(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Preprocessing]:
     """The network whose features are compared, and its pre-processing."""
     if not is_timm_name(arguments.feature_model):
         network, info = load_classifier(arguments.feature_model)
-        return network, info.data_config
+        return network, info.preprocessing
     network = create_classifier(
         arguments.feature_model,
         MELANOMA_NAMES,
@@ -317,7 +318,7 @@ def feature_network(arguments: argparse.Namespace) -> tuple[torch.nn.Module, dic
         std=arguments.image_std,
         image_size=arguments.image_size,
     )
-    return network, timm.data.resolve_model_data_config(network)
+    return network, Preprocessing.from_model(network)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
 """Attribution maps by captum: which places of an image speak for the class that is asked about."""
 
 import copy
-from typing import Any
 
 import captum.attr
 import torch
 from torch import nn
 
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.data.images import Preprocessing
 
 from .layers import find_layer, grid_module
 from .methods import METHODS
@@ -20,12 +20,12 @@ class LogOdds(nn.Module):
     those that mean melanoma are taken together, as the score does.
     """
 
-    def __init__(self, model: nn.Module, data_config: dict[str, Any], positive: list[int]):
+    def __init__(self, model: nn.Module, preprocessing: Preprocessing, positive: list[int]):
         super().__init__()
         self.model = model
         self.positive = positive
         for name in ("mean", "std"):
-            self.register_buffer(name, torch.tensor(data_config[name]).view(3, 1, 1), persistent=False)
+            self.register_buffer(name, torch.tensor(getattr(preprocessing, name)).view(3, 1, 1), persistent=False)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         logits = self.model((images - self.mean) / self.std)

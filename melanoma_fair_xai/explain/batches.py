@@ -66,14 +66,14 @@ class BatchExplainer:
 
     def __init__(self, model: nn.Module, info: ClassifierInfo, options: Options, device: torch.device):
         self.info, self.options, self.device = info, options, device
-        input_size = info.data_config["input_size"]
+        input_size = info.preprocessing.input_size
 
         def explainer(network: nn.Module) -> Explainer:
-            net = LogOdds(network, info.data_config, info.positive).to(device, memory_format=torch.channels_last)
+            net = LogOdds(network, info.preprocessing, info.positive).to(device, memory_format=torch.channels_last)
             return Explainer(net, options.method, input_size, options.layer, options.batch_size)
 
         self.explain = explainer(model)
-        net = LogOdds(model, info.data_config, info.positive).to(device, memory_format=torch.channels_last)
+        net = LogOdds(model, info.preprocessing, info.positive).to(device, memory_format=torch.channels_last)
         self.score = Scorer(net, options.batch_size)
         self.shuffled = {share: explainer(controls.shuffled(model, share, options.seed)) for share in controls.CASCADE}
 

@@ -20,6 +20,7 @@ from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.classifier.calibration import Calibration, calibrate
 from melanoma_fair_xai.classifier.export import ClassifierInfo, export_classifier, fold_calibration, load_classifier
 from melanoma_fair_xai.classifier.models import create_classifier, last_layer
+from melanoma_fair_xai.data.images import Preprocessing
 
 FAMILIES = {"resnet18": 64, "mobilenetv2_100": 64, "convnext_atto": 96, "vit_tiny_patch16_224": 64}
 LABELS = ["benign", "melanoma"]
@@ -87,7 +88,7 @@ def describe(model: nn.Module, **changes) -> ClassifierInfo:
         positive_labels=["melanoma"],
         threshold=0.3125,
         threshold_rule="sensitivity=0.9",
-        data_config=timm.data.resolve_model_data_config(model),
+        preprocessing=Preprocessing.from_model(model),
         calibration=CALIBRATION,
         training={"target": "melanoma_vs_rest"},
     )
@@ -177,8 +178,12 @@ def test_config_is_plain_json_without_the_sources_particulars(folder_of_families
     assert config["label_names"] == LABELS
     assert config["training"] == {"target": "melanoma_vs_rest"}
     assert "num_classes" not in config["model_args"]
-    assert config["pretrained_cfg"]["input_size"] == [3, 64, 64]
-    assert (config["pretrained_cfg"]["crop_mode"], config["pretrained_cfg"]["crop_pct"]) == ("squash", 1.0)
+    # To the byte as earlier versions wrote it, whose exports are out there.
+    assert json.dumps(config["pretrained_cfg"]) == (
+        '{"num_classes": 2, "fixed_input_size": false, "first_conv": "conv1", "classifier": "fc", '
+        '"input_size": [3, 64, 64], "interpolation": "bicubic", "mean": [0.485, 0.456, 0.406], '
+        '"std": [0.229, 0.224, 0.225], "crop_pct": 1.0, "crop_mode": "squash", "pool_size": null}'
+    )
     for particular in ("a1_in1k", "url", "http", "license", "hf_hub_id", "test_input_size", "test_crop_pct"):
         assert particular not in json.dumps(config)
 
@@ -199,7 +204,7 @@ def test_reading_back(folder_of_families):
     model, info = load_classifier(folder_of_families / "vit_tiny_patch16_224")
     assert info == describe(original)
     assert info.positive == [1]
-    assert info.data_config == timm.data.resolve_model_data_config(model)
+    assert info.preprocessing == Preprocessing.from_model(model)
     assert not model.training
     images = torch.randn(4, 3, 64, 64)
     expected = calibrate(logits(original, images).numpy(), CALIBRATION)
@@ -310,7 +315,24 @@ def edit(folder, change) -> None:
     [
         (lambda c: c.pop("operating_point"), "no operating_point: not written by train_classifier.py"),
         (lambda c: c.pop("label_names"), "no label_names"),
-        (lambda c: c["pretrained_cfg"].pop("mean"), "no mean"),
+        (lambda c: c["pretrained_cfg"].pop("mean"), "config.json: pretrained_cfg has no mean: not written by"),
+        (lambda c: c.update(pretrained_cfg=[]), "config.json: pretrained_cfg has no input_size"),
+        (
+            lambda c: c["pretrained_cfg"].update(input_size=[1, 64, 64]),
+            r"pretrained_cfg.input_size cannot be \[1, 64",
+        ),
+        (lambda c: c["pretrained_cfg"].update(input_size=[3, 64.5, 64]), "pretrained_cfg.input_size cannot be"),
+        (lambda c: c["pretrained_cfg"].update(input_size=64), "pretrained_cfg.input_size cannot be 64"),
+        (
+            lambda c: c["pretrained_cfg"].update(interpolation="cubic"),
+            "interpolation cannot be 'cubic'",
+        ),
+        (lambda c: c["pretrained_cfg"].update(mean=[0.5, 0.5]), "pretrained_cfg.mean cannot be"),
+        (lambda c: c["pretrained_cfg"].update(mean=["a", 0.5, 0.5]), "pretrained_cfg.mean cannot be"),
+        (lambda c: c["pretrained_cfg"].update(std=[0.2, 0, 0.2]), "pretrained_cfg.std cannot be"),
+        (lambda c: c["pretrained_cfg"].update(crop_pct=None), "pretrained_cfg.crop_pct cannot be None"),
+        (lambda c: c["pretrained_cfg"].update(crop_pct=0), "pretrained_cfg.crop_pct cannot be 0"),
+        (lambda c: c["pretrained_cfg"].update(crop_mode="centre"), "pretrained_cfg.crop_mode cannot be 'centre'"),
         (lambda c: c["operating_point"].update(threshold="high"), "not as train_classifier.py writes it"),
         (lambda c: c["operating_point"].update(threshold=None), "not as train_classifier.py writes it"),
         (lambda c: c["operating_point"].update(threshold=float("nan")), "no usable operating point"),
@@ -318,9 +340,11 @@ def edit(folder, change) -> None:
         (lambda c: c["operating_point"].update(positive_labels=["mel"]), "positive label mel is not among its labels"),
         (lambda c: c.update(architecture="resnet17"), "its architecture, 'resnet17', is no model of timm"),
         (lambda c: c.pop("architecture"), "its architecture, None, is no model of timm"),
-        (lambda c: c["pretrained_cfg"].update(nonsense=1), "cannot build this model"),
+        (
+            lambda c: c["pretrained_cfg"].update(nonsense=1),
+            "json: timm .* cannot build this model .*'nonsense'",
+        ),
         (lambda c: c["model_args"].update(nonsense=1), "cannot build this model"),
-        (lambda c: c.update(pretrained_cfg=[]), "not as train_classifier.py writes it"),
         (lambda c: c["label_names"].append("third"), r"fc.weight is \(2, 512\) there and \(3, 512\)"),
     ],
 )

@@ -21,6 +21,7 @@ from melanoma_fair_xai.classifier.models import (
     read_weights,
     restore_batch_norm_statistics,
 )
+from melanoma_fair_xai.data.images import Preprocessing
 
 LABELS = ["benign", "melanoma"]
 
@@ -58,8 +59,8 @@ def put_in_cache(cache, repo_id: str):
 
 def export(folder, model: nn.Module, label_names: list[str] = LABELS):
     folder.mkdir(parents=True, exist_ok=True)
-    data_config = timm.data.resolve_model_data_config(model)
-    export_classifier(model, folder, ClassifierInfo(label_names, label_names[1:2], 0.4, "youden", data_config))
+    preprocessing = Preprocessing.from_model(model)
+    export_classifier(model, folder, ClassifierInfo(label_names, label_names[1:2], 0.4, "youden", preprocessing))
     return str(folder)
 
 
@@ -78,10 +79,10 @@ def logits(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
 def test_by_name(name):
     model = create_classifier(name, ["a", "b", "c"], pretrained=False, image_size=64, drop_rate=0.25)
     assert model.training
-    data_config = timm.data.resolve_model_data_config(model)
-    assert (data_config["crop_mode"], data_config["crop_pct"]) == ("squash", 1.0)
-    assert data_config["input_size"] == (3, 64, 64)
-    assert logits(model, torch.zeros(2, *data_config["input_size"])).shape == (2, 3)
+    preprocessing = Preprocessing.from_model(model)
+    assert (preprocessing.crop_mode, preprocessing.crop_pct) == ("squash", 1.0)
+    assert preprocessing.input_size == (3, 64, 64)
+    assert logits(model, torch.zeros(2, *preprocessing.input_size)).shape == (2, 3)
 
 
 def test_dropout_stands_before_the_last_layer():
@@ -98,8 +99,8 @@ def test_image_size_that_the_model_cannot_take(name):
 
 def test_mean_and_std_replace_the_names_own():
     model = create_classifier("resnet18", LABELS, pretrained=False, mean=[0.5, 0.5, 0.5], std=[0.25, 0.25, 0.25])
-    data_config = timm.data.resolve_model_data_config(model)
-    assert (data_config["mean"], data_config["std"]) == ((0.5,) * 3, (0.25,) * 3)
+    preprocessing = Preprocessing.from_model(model)
+    assert (preprocessing.mean, preprocessing.std) == ((0.5,) * 3, (0.25,) * 3)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,7 @@ def test_an_earlier_classifier_brings_weights_and_preprocessing(tmp_path, offlin
     assert all(torch.equal(tensor, state[key]) for key, tensor in again.state_dict().items())
     images = torch.randn(2, 3, 96, 96)
     torch.testing.assert_close(logits(again, images), logits(model, images), atol=1e-5, rtol=0)
-    assert timm.data.resolve_model_data_config(again) == timm.data.resolve_model_data_config(model)
+    assert Preprocessing.from_model(again) == Preprocessing.from_model(model)
 
 
 def test_a_vit_can_be_fine_tuned_at_another_size(tmp_path):

@@ -8,9 +8,9 @@ from sklearn import metrics
 
 from melanoma_fair_xai.classifier.export import ClassifierInfo
 from melanoma_fair_xai.classifier.predict import melanoma_scores, predict_logits, prediction_table, ranking_metrics
-from melanoma_fair_xai.data.images import normalise
+from melanoma_fair_xai.data.images import Preprocessing, normalise
 
-DATA_CONFIG = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+PREPROCESSING = Preprocessing((3, 32, 32), "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1.0, "squash")
 
 
 @pytest.fixture(scope="module")
@@ -26,11 +26,11 @@ def model() -> torch.nn.Module:
 
 def test_logits_are_those_of_a_plain_loop_in_the_order_of_rows(model, pixels):
     rows = np.random.default_rng(1).permutation(23)[:17]
-    logits = predict_logits(Accelerator(cpu=True), model, pixels, rows, DATA_CONFIG, 5, "test")
+    logits = predict_logits(Accelerator(cpu=True), model, pixels, rows, PREPROCESSING, 5, "test")
     model.eval()
     with torch.no_grad():
         images = torch.from_numpy(pixels[rows]).permute(0, 3, 1, 2)
-        expected = torch.cat([model(normalise(image[None], DATA_CONFIG)) for image in images])
+        expected = torch.cat([model(normalise(image[None], PREPROCESSING)) for image in images])
     assert logits.shape == (17, 2) and logits.dtype == np.float32
     np.testing.assert_allclose(logits, expected.numpy(), atol=1e-5)
 
@@ -46,7 +46,7 @@ def test_the_table_carries_groups_threshold_and_fold_but_no_target():
         {"image_id": ["a", "b"], "lesion_id": ["l", "m"], "diagnosis": ["x", "y"], "melanoma": [0, 1], "split": "test"}
         | {"sex": ["female", "unknown"], "hospital": ["A", "B"]}
     )
-    info = ClassifierInfo(["x", "y", "z"], ["y", "z"], 0.3, "youden", {})
+    info = ClassifierInfo(["x", "y", "z"], ["y", "z"], 0.3, "youden", PREPROCESSING)
     result = prediction_table(table, np.zeros((2, 3), np.float32), np.array([0, 2]), info, fold=4)
     assert list(result.columns[:6]) == ["image_id", "lesion_id", "label", "score", "fold", "threshold"]
     assert list(result.columns[6:9]) == ["diagnosis", "sex", "hospital"]

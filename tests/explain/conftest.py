@@ -1,13 +1,13 @@
 import pytest
 import torch
-from explain_nets import DATA_CONFIG, as_images, random_net, smooth_pixels
+from explain_nets import PREPROCESSING, as_images, random_net, smooth_pixels
 
 from melanoma_fair_xai.explain.attributions import LogOdds
 
 
 @pytest.fixture(scope="session")
 def net() -> LogOdds:
-    return LogOdds(random_net(), DATA_CONFIG, [1]).eval()
+    return LogOdds(random_net(), PREPROCESSING, [1]).eval()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,9 @@ import PIL.Image
 import timm
 import torch
 
-DATA_CONFIG = {"input_size": (3, 64, 64), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.3, 0.4)}
+from melanoma_fair_xai.data.images import Preprocessing
+
+PREPROCESSING = Preprocessing((3, 64, 64), "bicubic", (0.5, 0.4, 0.3), (0.2, 0.3, 0.4), 1.0, "squash")
 
 
 def random_net(name: str = "test_resnet", classes: int = 2, **options) -> torch.nn.Module:

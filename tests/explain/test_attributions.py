@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from explain_nets import DATA_CONFIG, random_net
+from explain_nets import PREPROCESSING, random_net
 from pytorch_grad_cam import GradCAM
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 
@@ -21,8 +21,8 @@ SIZE = (3, 64, 64)
 def test_log_odds_are_those_of_the_score():
     model = random_net(classes=4)
     images = torch.rand(5, *SIZE)
-    log_odds = LogOdds(model, DATA_CONFIG, [1, 3]).eval()(images)
-    mean, std = (torch.tensor(DATA_CONFIG[name]).view(3, 1, 1) for name in ("mean", "std"))
+    log_odds = LogOdds(model, PREPROCESSING, [1, 3]).eval()(images)
+    mean, std = (torch.tensor(getattr(PREPROCESSING, name)).view(3, 1, 1) for name in ("mean", "std"))
     score = model((images - mean) / std).softmax(1)[:, [1, 3]].sum(1)
     torch.testing.assert_close(log_odds[:, 1].sigmoid(), score)
     torch.testing.assert_close(log_odds[:, 0], -log_odds[:, 1])
@@ -79,7 +79,7 @@ def test_guided_grad_cam_needs_rectifiers_and_is_grad_cam_times_guided_gradients
     weights = Explainer(net, "gradcam", SIZE, "layer3")(images, targets, [0] * 6)
     assert (guided[weights == 0] == 0).all() and (guided != 0).any()
     with pytest.raises(UserError, match="works on ReLU layers.*\n.*occlusion"):
-        Explainer(LogOdds(random_net("test_vit"), DATA_CONFIG, [1]), "guided_gradcam", (3, 160, 160))
+        Explainer(LogOdds(random_net("test_vit"), PREPROCESSING, [1]), "guided_gradcam", (3, 160, 160))
 
 
 def test_smooth_grad_hangs_on_the_images_own_seed_alone(net, images, targets):

@@ -6,7 +6,7 @@ import quantus
 import scipy.sparse
 import scipy.sparse.linalg
 import torch
-from explain_nets import DATA_CONFIG, as_images, random_net, smooth_pixels
+from explain_nets import PREPROCESSING, as_images, random_net, smooth_pixels
 from pytorch_grad_cam.metrics.road import ROADMostRelevantFirst
 from sklearn.metrics import auc
 
@@ -51,7 +51,7 @@ def study_loop(net, image, attribution, target, noise) -> tuple[list[float], lis
 
 
 def test_the_studys_curve_is_that_of_its_loop_on_50_images():
-    net = LogOdds(random_net(), DATA_CONFIG, [1]).eval()
+    net = LogOdds(random_net(), PREPROCESSING, [1]).eval()
     images = as_images(smooth_pixels(50, 64, seed=5))
     targets = torch.arange(50) % 2
     maps = Explainer(net, "gradcam", (3, 64, 64))(images, targets, [0] * 50)

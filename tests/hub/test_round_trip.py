@@ -82,7 +82,7 @@ def classifiers(tmp_path_factory, run_hub, local_hub):
 
 def own(folder: Path) -> tuple[str, np.ndarray]:
     model, info = load_classifier(folder)
-    transform = timm.data.create_transform(**info.data_config)
+    transform = timm.data.create_transform(**info.preprocessing.to_timm())
     with torch.no_grad():
         return digest(model), model(transform(lesion())[None]).numpy()
 

@@ -73,7 +73,7 @@ def test_eval_only_scores_the_version_it_is_given(runs, python, phantoms, tmp_pa
     row = int((records.table["image_id"] == table["image_id"][0]).to_numpy().argmax())
     image = records.images.cast_column("image", type(records.images.features["image"])(decode=True))[row]["image"]
     with torch.no_grad():
-        pixels = timm.data.create_transform(**info.data_config)(image.convert("RGB"))[None]
+        pixels = timm.data.create_transform(**info.preprocessing.to_timm())(image.convert("RGB"))[None]
         assert table["score"][0] == pytest.approx(model(pixels).softmax(-1)[0, 1].item(), abs=1e-5)
 
 

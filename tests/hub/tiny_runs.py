@@ -10,13 +10,13 @@ import timm
 import torch
 
 from melanoma_fair_xai.classifier.export import ClassifierInfo, export_classifier
+from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.diffusion.data import Conditions
 from melanoma_fair_xai.diffusion.export import export_pipeline, make_pipeline
 from melanoma_fair_xai.diffusion.networks import create_networks
 from melanoma_fair_xai.diffusion.process import make_noise_scheduler
 
-DATA_CONFIG = {"input_size": (3, 32, 32), "mean": (0.5, 0.4, 0.3), "std": (0.2, 0.2, 0.2), "crop_pct": 1.0}
-DATA_CONFIG |= {"crop_mode": "squash", "interpolation": "bicubic"}
+PREPROCESSING = Preprocessing((3, 32, 32), "bicubic", (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 1.0, "squash")
 HOME = "/home/somebody/secret"  # what must not be published
 CARD = f"""---
 license: cc-by-nc-4.0
@@ -61,7 +61,7 @@ def classifier_run(folder: Path, seed: int = 0) -> Path:
     torch.nn.init.normal_(network.fc.weight, std=0.3)
     training = {"target": "melanoma_vs_rest", "started_from": f"{HOME}/runs/r18"}
     names = ["benign", "melanoma"]
-    info = ClassifierInfo(names, names[1:], 0.4 + 0.1 * seed, "youden", DATA_CONFIG, training=training)
+    info = ClassifierInfo(names, names[1:], 0.4 + 0.1 * seed, "youden", PREPROCESSING, training=training)
     write_common(folder, "timm", "figures/roc.png")
     export_classifier(network, folder, info)
     (folder / "fairness.csv").write_text("group_column,group,n\nsex,female,10\n", encoding="utf-8")
