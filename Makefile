@@ -46,7 +46,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.explain_speed
 
 reproduce: $(INSTALLED)  ## every released result; HAM10000=folder WEIGHTS=mobilenetv2_100.safetensors [FLAGS=--dry_run]
-	$(BIN)/python -m model_cards.reproduce --data_dir $(HAM10000) --weights $(WEIGHTS) $(FLAGS)
+	$(BIN)/python -m release.reproduce --data_dir $(HAM10000) --weights $(WEIGHTS) $(FLAGS)
 
 clean:
 	rm -rf $(VENV)

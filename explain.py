@@ -18,8 +18,7 @@ import pandas as pd
 from accelerate import Accelerator
 from accelerate.utils import set_seed
 
-from dataset_scripts.builder import SKIPPED_NAME
-from dataset_scripts.common import UNKNOWN
+from dataset_scripts.schema import SKIPPED_NAME, UNKNOWN
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.images import IMAGE_SUFFIXES

@@ -15,7 +15,7 @@ import pandas as pd
 from accelerate import Accelerator
 from accelerate.utils import TorchDynamoPlugin, set_seed
 
-from dataset_scripts.builder import SKIPPED_NAME
+from dataset_scripts.schema import SKIPPED_NAME
 from dataset_scripts.splits import MANIFEST_NAME, N_FOLDS, write_manifest
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.base.files import atomic_path

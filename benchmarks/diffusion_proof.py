@@ -26,7 +26,7 @@ from scipy.stats import ks_2samp
 from tqdm.auto import tqdm
 
 from benchmarks.throughput import machine
-from dataset_scripts.common import SKIN_TYPES, UNKNOWN
+from dataset_scripts.schema import SKIN_TYPES, UNKNOWN
 from dataset_scripts.skin_colour import individual_typology_angle, rgb_to_lab, typical_colour
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.classifier.export import ClassifierInfo, load_classifier

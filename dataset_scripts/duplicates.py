@@ -14,7 +14,7 @@ import PIL.Image
 
 from melanoma_fair_xai.base.errors import UserError
 
-from .common import read_table
+from .raw_files import read_table
 
 FREQUENCIES = 16
 THUMBNAIL = 32

@@ -8,7 +8,6 @@ import io
 
 import numpy as np
 import PIL.Image
-import PIL.ImageFilter
 
 # sRGB (IEC 61966-2-1) to XYZ, and the D65 white point of the 2-degree observer, to which CIELAB (CIE 15:2004) refers.
 _XYZ_FROM_RGB = np.array(
@@ -67,9 +66,10 @@ def skin_pixels(image: bytes, mask: bytes) -> np.ndarray | None:
     photograph = photograph.reduce(max(1, min(photograph.size) // SIDE))
     lesion = PIL.Image.open(io.BytesIO(mask)).convert("L").resize(photograph.size, PIL.Image.Resampling.BOX)
     margin = max(1, round(MASK_MARGIN * min(lesion.size)))
-    rim = lesion.point(lambda value: 255 * (value > 0)).filter(PIL.ImageFilter.MaxFilter(2 * margin + 1))
-    outside = np.asarray(rim) == 0
-    return rgb_to_lab(np.asarray(photograph)[outside] / 255) if outside.mean() >= MIN_SKIN_SHARE else None
+    near = np.pad(np.asarray(lesion) > 0, margin)
+    for axis in (0, 1):
+        near = np.lib.stride_tricks.sliding_window_view(near, 2 * margin + 1, axis).any(axis=-1)
+    return rgb_to_lab(np.asarray(photograph)[~near] / 255) if (~near).mean() >= MIN_SKIN_SHARE else None
 
 
 def typical_colour(lab: np.ndarray) -> np.ndarray:
@@ -79,12 +79,14 @@ def typical_colour(lab: np.ndarray) -> np.ndarray:
     by more than 2.5 standard deviations, estimated by the median deviation, is left out; the 1 that is added to it
     is about the deviation of even skin, of which nothing must be lost.
     """
-    kept = np.ones(len(lab), dtype=bool)
+    lab = np.ascontiguousarray(lab.T)  # of each channel the values together, which is twice as fast
+    kept = np.ones(lab.shape[1], dtype=bool)
     for _ in range(10):
-        median = np.median(lab[kept], axis=0)
-        spread = 1.4826 * np.median(np.abs(lab[kept] - median), axis=0) + 1
-        near = (np.abs(lab - median) < 2.5 * spread).all(axis=1)
+        chosen = np.compress(kept, lab, axis=1)
+        median = np.median(chosen, axis=1, keepdims=True)
+        spread = 1.4826 * np.median(np.abs(chosen - median), axis=1, keepdims=True) + 1
+        near = (np.abs(lab - median) < 2.5 * spread).all(axis=0)
         if (near == kept).all():
             break
         kept = near
-    return np.median(lab[kept], axis=0)
+    return np.median(np.compress(kept, lab, axis=1), axis=1)

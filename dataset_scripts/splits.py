@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import atomic_path
 
-from .common import check_unique
+from .schema import check_unique
 
 N_FOLDS = 5
 MANIFEST_NAME = "split_manifest.csv"
@@ -120,9 +121,8 @@ def write_manifest(manifest: pd.DataFrame, path: str) -> str:
     check_unique(manifest["image_id"], "image", path)
     check_disjoint(manifest["lesion_id"], manifest["split"], path)
     digest = manifest_hash(manifest)
-    with open(path + ".partial", "w", encoding="utf-8", newline="") as file:
-        file.write(f"# sha256 {digest}\n{_manifest_text(manifest)}")
-    os.replace(path + ".partial", path)
+    with atomic_path(path) as partial:
+        partial.write_bytes(f"# sha256 {digest}\n{_manifest_text(manifest)}".encode())
     return digest
 
 

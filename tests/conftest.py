@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from local_hub import LocalHub
 
-from dataset_scripts.builder import prepare_parquet
 from dataset_scripts.phantom import Phantom
+from dataset_scripts.prepare import prepare_parquet
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 DATA_VARIABLE = "MELANOMA_FAIR_XAI_DATA"
@@ -39,7 +39,7 @@ def phantoms(tmp_path_factory) -> Path:
     """A prepared data set of 150 phantoms of 32 pixels."""
     folder = tmp_path_factory.mktemp("phantoms")
     builder = Phantom(num_images=150, image_size=32, cache_dir=str(folder / "cache"))
-    prepare_parquet(builder, str(folder / "prepared"), "# Phantoms for tests")
+    prepare_parquet(builder, str(folder / "prepared"))
     return folder / "prepared"
 
 

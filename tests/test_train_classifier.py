@@ -22,8 +22,8 @@ from sklearn.metrics import roc_auc_score
 from tensorboard.backend.event_processing import event_accumulator
 
 import train_classifier
-from dataset_scripts.builder import prepare_parquet
 from dataset_scripts.phantom import Phantom
+from dataset_scripts.prepare import prepare_parquet
 from dataset_scripts.splits import read_manifest
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.classifier import task
@@ -241,7 +241,7 @@ def test_forgetting_is_measured_on_the_earlier_test_split(trained, tmp_path, mon
     tuned = [word if word != "test_resnet" else str(folder) for word in SHORT if word != "--no_pretrained"]
     data = tmp_path / "dark"
     phantom = Phantom(num_images=100, image_size=32, seed=7, skin_type_proportions=(0, 0, 0, 0, 1, 1))
-    prepare_parquet(phantom, str(data), "# Phantoms")
+    prepare_parquet(phantom, str(data))
     run = ["--dataset_name", data, *tuned, "--measure_forgetting"]
     launch(monkeypatch, *run, "--output_dir", tmp_path / "tuned")
     before, after = predictions(folder), predictions(tmp_path / "tuned", "earlier_test")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from dataset_scripts.builder import SKIPPED_NAME
+from dataset_scripts.schema import SKIPPED_NAME
 from dataset_scripts.splits import parse_fold
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.classifier.export import ClassifierInfo

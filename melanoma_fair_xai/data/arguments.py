@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from dataset_scripts.sources import SOURCES
 from melanoma_fair_xai.data.loading import ColumnNames, Records, load_records
 
 
@@ -10,11 +11,14 @@ from melanoma_fair_xai.data.loading import ColumnNames, Records, load_records
 class DataArguments:
     dataset_name: str = field(
         default="phantom",
-        metadata={"help": "ham10000, fitzpatrick17k, phantom, or a folder or Hub id that load_dataset reads."},
+        metadata={"help": f"{', '.join(SOURCES)}, or a folder or Hub id that load_dataset reads."},
     )
     dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
     data_dir: str | None = field(
-        default=None, metadata={"help": "Folder of the raw files (ham10000, fitzpatrick17k)."}
+        default=None,
+        metadata={
+            "help": f"Folder of the raw files ({', '.join(s.name for s in SOURCES.values() if s.has_raw_files)})."
+        },
     )
     split_manifest: str | None = field(
         default=None,

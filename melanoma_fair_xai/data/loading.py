@@ -9,11 +9,9 @@ import datasets
 import numpy as np
 import pandas as pd
 
-from dataset_scripts.builder import SKIPPED_NAME, LesionBuilder
-from dataset_scripts.common import UNKNOWN, check_unique
-from dataset_scripts.fitzpatrick17k import Fitzpatrick17k
-from dataset_scripts.ham10000 import HAM10000
-from dataset_scripts.phantom import Phantom
+from dataset_scripts.builder import LesionBuilder
+from dataset_scripts.schema import SKIPPED_COLUMNS, SKIPPED_NAME, UNKNOWN, check_unique
+from dataset_scripts.sources import SOURCES
 from dataset_scripts.splits import (
     assign_folds,
     check_disjoint,
@@ -24,12 +22,8 @@ from dataset_scripts.splits import (
 )
 from melanoma_fair_xai.base.errors import UserError, read_problem
 from melanoma_fair_xai.base.hub_client import hub_problem
+from melanoma_fair_xai.base.processes import available_cores
 
-BUILDERS: dict[str, type[LesionBuilder]] = {
-    "ham10000": HAM10000,
-    "fitzpatrick17k": Fitzpatrick17k,
-    "phantom": Phantom,
-}
 UNUSABLE = "unusable"
 MASK_COLUMNS = ("mask", "artefact_mask")
 METADATA_COLUMNS = ("diagnosis", "age", "sex", "localization", "fitzpatrick", "source", "ita")
@@ -110,14 +104,13 @@ def load_records(
     split_manifest: str | None = None,
     max_skipped_share: float = 0.05,
 ) -> Records:
-    """Load `ham10000` or `fitzpatrick17k` from raw files in `data_dir`, `phantom`, or any folder or Hub id that
-    `load_dataset` reads.
+    """Load one of SOURCES, of raw files in `data_dir` if it has any, or a folder or Hub id that `load_dataset` reads.
 
     Splits are those of `split_manifest`, else the data set's own, else made by lesion. Raises UserError for what is
     missing, and for a lesion that crosses splits.
     """
-    skipped = pd.DataFrame(columns=["image_id", "file", "reason"])
-    if dataset_name in BUILDERS:
+    skipped = pd.DataFrame(columns=SKIPPED_COLUMNS)
+    if dataset_name in SOURCES:
         builder = _builder(dataset_name, config_name, data_dir, max_skipped_share)
         builder.download_and_prepare()
         splits = builder.as_dataset()
@@ -141,14 +134,17 @@ def load_records(
 
 
 def _builder(name: str, config_name: str | None, data_dir: str | None, max_skipped_share: float) -> LesionBuilder:
-    builder_class = BUILDERS[name]
-    if builder_class is not Phantom and data_dir is None:
+    source = SOURCES[name]
+    if source.has_raw_files and data_dir is None:
         raise UserError(f"--dataset_name {name}: name the folder of its raw files with --data_dir")
+    builder_class = source.load_builder()
     if config_name is not None and config_name not in builder_class.builder_configs:
         known = ", ".join(builder_class.builder_configs) or "none"
         raise UserError(f"--dataset_config_name {config_name}: {name} has {known}")
     location = {} if data_dir is None else {"data_dir": data_dir}
-    return builder_class(config_name=config_name, max_skipped_share=max_skipped_share, **location)
+    builder = builder_class(config_name=config_name, max_skipped_share=max_skipped_share, **location)
+    builder.num_proc = available_cores()
+    return builder
 
 
 def _load_dataset(name: str, config_name: str | None, data_dir: str | None) -> datasets.DatasetDict:
@@ -157,7 +153,7 @@ def _load_dataset(name: str, config_name: str | None, data_dir: str | None) -> d
     try:
         return datasets.load_dataset(name, config_name, data_dir=data_dir)
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError, ValueError, OSError) as error:
-        known = ", ".join(BUILDERS)
+        known = ", ".join(SOURCES)
         reason = hub_problem(error) or read_problem(error)
         raise UserError(
             f"--dataset_name {name}: cannot be loaded ({reason})\n"
@@ -289,7 +285,7 @@ def load_synthetic(folder: str, real: Records) -> Records:
     check_unique(table["image_id"], "image", folder)
     if not is_synthetic(table).all():
         raise UserError(f"{folder}: not only generated images; give what generate.py wrote")
-    return Records(folder, _only_image(part, "image"), table, pd.DataFrame(columns=["image_id", "file", "reason"]))
+    return Records(folder, _only_image(part, "image"), table, pd.DataFrame(columns=SKIPPED_COLUMNS))
 
 
 def training_rows(table: pd.DataFrame, limit: int | None, seed: int) -> np.ndarray:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from dataset_scripts.common import MELANOMA_NAMES
+from dataset_scripts.schema import MELANOMA_NAMES
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.data.loading import Records
 

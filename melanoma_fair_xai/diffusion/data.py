@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from dataset_scripts.common import UNKNOWN, record_features
+from dataset_scripts.schema import UNKNOWN, record_features
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.data.images import Preprocessing

@@ -18,7 +18,8 @@ import PIL.PngImagePlugin
 import torch
 from diffusers.utils import HF_MODULES_CACHE
 
-from dataset_scripts.common import UNKNOWN, read_table
+from dataset_scripts.raw_files import read_table
+from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.errors import READ_ERRORS, UserError, read_problem
 from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.hub_client import local_folder

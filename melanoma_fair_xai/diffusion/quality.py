@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from matplotlib.figure import Figure
 from tqdm.auto import tqdm
 
-from dataset_scripts.common import MELANOMA_NAMES, UNKNOWN
+from dataset_scripts.schema import MELANOMA_NAMES, UNKNOWN
 from dataset_scripts.skin_colour import rgb_to_lab
 from dataset_scripts.splits import assign_folds, lesion_strata
 from melanoma_fair_xai.base.errors import UserError, run_command

@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import gather_object, send_to_device
 from matplotlib.figure import Figure
 
-from dataset_scripts.common import UNKNOWN
+from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.diffusion.data import Conditions, scale

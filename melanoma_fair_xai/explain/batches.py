@@ -11,7 +11,7 @@ from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
-from dataset_scripts.phantom import ARTEFACT_BITS
+from dataset_scripts.phantom.drawing import ARTEFACT_BITS
 from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.classifier.export import ClassifierInfo
 

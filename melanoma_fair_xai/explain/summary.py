@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from dataset_scripts.common import UNKNOWN
+from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.fairness import mean_by_group
 from melanoma_fair_xai.fairness.groups import MAX_GROUPS
 

@@ -6,7 +6,7 @@ from functools import partial
 
 import numpy as np
 
-from dataset_scripts.phantom_drawing import ARTEFACTS, paste_artefact
+from dataset_scripts.phantom.drawing import ARTEFACTS, paste_artefact
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.seeding import sample_generator
 

@@ -7,7 +7,7 @@ import datasets
 import transformers
 from evaluate.evaluator import ImageClassificationEvaluator
 
-from dataset_scripts.common import UNKNOWN
+from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.errors import UserError
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from dataset_scripts.common import SKIN_TYPES, UNKNOWN
+from dataset_scripts.schema import SKIN_TYPES, UNKNOWN
 from melanoma_fair_xai.base.errors import UserError
 
 OVERALL = "all"  # the column, and its one group, of all images

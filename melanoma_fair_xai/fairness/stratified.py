@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from dataset_scripts.common import UNKNOWN
+from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.errors import UserError
 
 from .bootstrap import estimate_parts

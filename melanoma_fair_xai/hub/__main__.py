@@ -8,14 +8,15 @@ python -m melanoma_fair_xai.hub push data/ham10000 --hub_dataset_id USER/NAME
 import argparse
 from pathlib import Path
 
-from dataset_scripts.publishing import add_repository_flags, dataset_publication
+from dataset_scripts.settings import RepositoryArguments
 from melanoma_fair_xai.base.errors import UserError, run_command
-from melanoma_fair_xai.base.hub_client import check_repo_id, publish
-from melanoma_fair_xai.hub.publish import CARD_DATA_NAME, model_publication
+from melanoma_fair_xai.base.flags import Parser
+
+# What does the work is imported by what is asked for: cards take torch along, and neither pushing nor --help needs it.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m melanoma_fair_xai.hub")
+    parser = Parser(prog="python -m melanoma_fair_xai.hub")
     commands = parser.add_subparsers(required=True)
     _add_card(commands.add_parser("card", help="write the card of a finished run again, to the same bytes"))
     _add_push(commands.add_parser("push", help="publish a finished run, or a prepared data set, as one commit"))
@@ -23,7 +24,7 @@ def main() -> None:
     options.command(options)
 
 
-def _add_card(parser: argparse.ArgumentParser) -> None:
+def _add_card(parser: Parser) -> None:
     parser.add_argument("run", type=Path, help="the run, or a folder that --output has written")
     parser.add_argument(
         "--explanation", type=Path, metavar="REPORT_DIR", help="first take in what explain.py measured of a classifier"
@@ -44,11 +45,11 @@ def _add_card(parser: argparse.ArgumentParser) -> None:
 
 
 def _card(options: argparse.Namespace) -> None:
-    # Here, because they take torch along, and pushing need not wait for it.
     from melanoma_fair_xai.hub import explanation, quality
     from melanoma_fair_xai.hub.card import read_json
     from melanoma_fair_xai.hub.classifier_card import write_classifier_card
     from melanoma_fair_xai.hub.generator_card import write_generator_card
+    from melanoma_fair_xai.hub.publish import CARD_DATA_NAME
 
     writers = {"classifier": write_classifier_card, "generator": write_generator_card}
     kind = read_json(options.run, CARD_DATA_NAME).get("kind")
@@ -65,17 +66,21 @@ def _card(options: argparse.Namespace) -> None:
     print(f"card: {writers[kind](options.run, options.output)}")
 
 
-def _add_push(parser: argparse.ArgumentParser) -> None:
+def _add_push(parser: Parser) -> None:
     parser.add_argument("folder", type=Path, help="the run, or the data set")
     name = parser.add_mutually_exclusive_group(required=True)
     name.add_argument("--hub_model_id", help="USER/NAME of the model's repository")
     name.add_argument("--hub_dataset_id", help="USER/NAME of the data set's repository")
-    add_repository_flags(parser)
+    parser.add_flags(RepositoryArguments)
     parser.add_argument("--dry_run", action="store_true", help="list files, sizes and licence; send nothing")
     parser.set_defaults(command=_push)
 
 
 def _push(options: argparse.Namespace) -> None:
+    from dataset_scripts.publishing import dataset_publication
+    from melanoma_fair_xai.base.hub_client import check_repo_id, publish
+    from melanoma_fair_xai.hub.publish import model_publication
+
     repo_id = options.hub_dataset_id or options.hub_model_id
     check_repo_id(repo_id)
     publication = (dataset_publication if options.hub_dataset_id else model_publication)(options.folder)

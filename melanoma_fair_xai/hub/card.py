@@ -58,7 +58,7 @@ def render(folder: Path, template: str, metadata: ModelCardData, **context: Any)
     environment = jinja2.Environment(
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
     )
-    source = resources.files("model_cards").joinpath(template).read_text(encoding="utf-8")
+    source = resources.files(__package__).joinpath("templates", template).read_text(encoding="utf-8")
     try:
         text = environment.from_string(source).render(card_data=metadata.to_yaml().strip(), **context)
     except jinja2.UndefinedError as error:

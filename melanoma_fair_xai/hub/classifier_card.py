@@ -10,7 +10,7 @@ import pandas as pd
 from huggingface_hub import EvalResult, ModelCardData
 from scipy.special import expit, logit
 
-from dataset_scripts.common import SKIN_TYPES, UNKNOWN
+from dataset_scripts.schema import SKIN_TYPES, UNKNOWN
 from melanoma_fair_xai.base.tables import markdown_table
 from melanoma_fair_xai.classifier.calibration import choose_threshold
 from melanoma_fair_xai.data.loading import Records

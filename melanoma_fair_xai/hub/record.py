@@ -16,7 +16,7 @@ from huggingface_hub import DatasetCard
 from huggingface_hub.errors import HfHubHTTPError
 from torch import nn
 
-from dataset_scripts import fitzpatrick17k, ham10000, phantom
+from dataset_scripts.sources import SOURCES, Source
 from melanoma_fair_xai.base.files import write_json
 from melanoma_fair_xai.base.hub_client import local_folder
 from melanoma_fair_xai.base.publication import code_commit
@@ -45,22 +45,14 @@ class DataFacts:
     about: str = ""
 
 
-def _builder_facts(module: Any, builder: type) -> DataFacts:
-    return DataFacts(builder.__name__.lower(), builder.pretty_name, module.LICENSE, module.CITATION, builder.about)
-
-
-BUILDER_FACTS = [
-    _builder_facts(ham10000, ham10000.HAM10000),
-    _builder_facts(fitzpatrick17k, fitzpatrick17k.Fitzpatrick17k),
-    _builder_facts(phantom, phantom.Phantom),
-]
+def _source_facts(source: Source, id: str) -> DataFacts:
+    return DataFacts(id, source.title, source.licence, source.citation, source.about)
 
 
 def data_facts(name: str) -> DataFacts:
-    """The facts of a builder's data set, raw or prepared, else what the card of a folder or Hub id says of itself."""
-    for facts in BUILDER_FACTS:
-        if name == facts.id:
-            return facts
+    """The facts of one of SOURCES, raw or prepared, else what the card of a folder or Hub id says of itself."""
+    if name in SOURCES:
+        return _source_facts(SOURCES[name], name)
     folder = Path(name)
     short = folder.name if folder.is_dir() else name
     try:
@@ -68,9 +60,9 @@ def data_facts(name: str) -> DataFacts:
     except (OSError, ValueError, HfHubHTTPError):  # none there, or none that can be read
         return DataFacts(short, short)
     title = card.data.get("pretty_name") or short
-    for facts in BUILDER_FACTS:
-        if title == facts.name:
-            return dataclasses.replace(facts, id=short)
+    for source in SOURCES.values():
+        if title == source.title:
+            return _source_facts(source, short)
     citation = re.search(r"```bibtex\n(.*?)\n```", card.text, re.DOTALL)
     return DataFacts(short, title, card.data.get("license"), citation[1] if citation else "")
 

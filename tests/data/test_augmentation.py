@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 import torch
 
-from dataset_scripts.phantom import PhantomConfig, sample_lesion
-from dataset_scripts.phantom_drawing import View, draw_phantom
+from dataset_scripts.phantom.builder import PhantomConfig
+from dataset_scripts.phantom.drawing import View, draw_phantom
+from dataset_scripts.phantom.sampling import sample_lesion
 from dataset_scripts.skin_colour import individual_typology_angle, lab_to_rgb, rgb_to_lab
 from melanoma_fair_xai.data.augmentation import (
     PARAMETERS,

@@ -13,7 +13,7 @@ import PIL.Image
 import PIL.ImageFilter
 
 from dataset_scripts.ham10000 import HAM10000
-from dataset_scripts.ham10000_metadata import ISIC_CONFIRMATIONS, ISIC_DIAGNOSES
+from dataset_scripts.ham10000.metadata import ISIC_CONFIRMATIONS, ISIC_DIAGNOSES
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 COLUMNS = ["lesion_id", "image_id", "dx", "dx_type", "age", "sex", "localization"]

@@ -11,9 +11,11 @@ import PIL.Image
 import pytest
 from huggingface_hub import DatasetCard
 
-from dataset_scripts import builder as builder_module
-from dataset_scripts.builder import LesionBuilder, prepare_parquet, summarise
-from dataset_scripts.common import record_features
+from dataset_scripts import prepare as prepare_module
+from dataset_scripts.builder import LesionBuilder
+from dataset_scripts.prepare import prepare_parquet, summarise
+from dataset_scripts.schema import SKIPPED_COLUMNS, record_features
+from dataset_scripts.sources import Source
 from dataset_scripts.splits import manifest_hash, read_manifest
 from melanoma_fair_xai.base.errors import UserError
 
@@ -28,18 +30,24 @@ def bitmap(shade: int) -> bytes:
 class Toy(LesionBuilder):
     """Thirty images of `shade` in fifteen lesions; a split of its own as a publisher may fix one."""
 
+    source = Source(
+        name="toy",
+        title="Toy lesions",
+        builder="test_builder:Toy",
+        licence="cc-by-4.0",
+        about="Squares of one shade.",
+        homepage="https://example.org/toy",
+        citation="@misc{toy}",
+    )
     stratify_by = ("diagnosis",)
-    pretty_name = "Toy lesions"
     shade = 10
     skipped_rows: tuple = ()
 
     def _info(self):
-        return datasets.DatasetInfo(
-            features=record_features(["nevus", "melanoma"]),
-            license="cc-by-4.0",
-            citation="@misc{toy}",
-            homepage="https://example.org/toy",
-        )
+        return self.make_info("Toys.", record_features(["nevus", "melanoma"]))
+
+    def card_text(self):
+        return "# Toys\n\nOf no patient."
 
     def scan(self):
         rows = [
@@ -59,16 +67,15 @@ class Toy(LesionBuilder):
             }
             for number in range(30)
         ]
-        columns = ["image_id", "file", "reason"]
-        return pd.DataFrame(rows, dtype=object), pd.DataFrame(list(self.skipped_rows), columns=columns)
+        return pd.DataFrame(rows, dtype=object), pd.DataFrame(list(self.skipped_rows), columns=SKIPPED_COLUMNS)
 
 
 class DiskFull(Toy):
-    def _generate_examples(self, records):
-        for count, example in enumerate(super()._generate_examples(records)):
-            if count == 3:
-                raise OSError(errno.ENOSPC, "No space left on device", "/out")
-            yield example
+    @staticmethod
+    def make_example(config, row):
+        if row["image_id"] == "i03":
+            raise OSError(errno.ENOSPC, "No space left on device", "/out")
+        return Toy.make_example(config, row)
 
 
 @pytest.fixture
@@ -81,7 +88,7 @@ def make(tmp_path):
 def test_a_prepared_folder_holds_data_card_manifest_and_skipped(make, tmp_path):
     builder, out = make(), tmp_path / "deep" / "toy"
     builder.skipped_rows = (("x1", "x1.jpg", "zero bytes"),)
-    prepare_parquet(builder, str(out), "# Toys\n\nOf no patient.")
+    prepare_parquet(builder, str(out))
     assert sorted(path.name for path in out.iterdir()) == ["README.md", "data", "skipped.csv", "split_manifest.csv"]
     assert os.listdir(out.parent) == ["toy"]
     loaded = datasets.load_dataset(str(out))
@@ -106,48 +113,46 @@ def test_a_folder_prepared_again_in_place_is_not_served_stale(make, tmp_path):
     for shade in (10, 200):
         builder = make()
         builder.shade = shade
-        prepare_parquet(builder, out, "# Toys", overwrite=True)
+        prepare_parquet(builder, out, overwrite=True)
         loaded = datasets.load_dataset(out, cache_dir=cache)
         assert np.asarray(loaded["train"][0]["image"]).max() == shade
 
 
-def test_the_same_data_give_the_same_files(make, tmp_path):
-    names = []
-    for folder in ("a", "b"):
-        prepare_parquet(make(), str(tmp_path / folder), "# Toys")
-        names.append(sorted(str(path.relative_to(tmp_path / folder)) for path in (tmp_path / folder).rglob("*")))
-    assert names[0] == names[1]
+def files(folder) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_same_data_give_the_same_bytes_by_any_number_of_processes(make, tmp_path):
+    for num_proc in (1, 2, 3):
+        prepare_parquet(make(), str(tmp_path / str(num_proc)), num_proc=num_proc)
+    assert files(tmp_path / "1") == files(tmp_path / "2") == files(tmp_path / "3")
+    assert sum(name.endswith(".parquet") for name in files(tmp_path / "1")) == 4
 
 
 def test_the_folder_does_not_depend_on_where_the_raw_files_lay(tmp_path):
-    builder = object.__new__(Toy)
-    builder.info = Toy._info(builder)
     (tmp_path / "x.png").write_bytes(b"content")
-    row = dict.fromkeys(builder.info.features, "") | {"image": f"{tmp_path}/x.png", "mask": None, "image_id": "x"}
-    ((_, example),) = Toy._generate_examples(builder, [row])
+    example = Toy.make_example(None, {"image": f"{tmp_path}/x.png", "mask": None, "image_id": "x"})
     assert example["image"] == {"path": "x.png", "bytes": b"content"}
 
 
 def test_an_output_folder_that_holds_anything_is_refused(make, tmp_path):
     out = tmp_path / "toy"
-    prepare_parquet(make(), str(out), "# Toys")
+    prepare_parquet(make(), str(out))
     with pytest.raises(UserError, match="not empty.*--overwrite_output_dir"):
-        prepare_parquet(make(), str(out), "# Toys")
+        prepare_parquet(make(), str(out))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years of work")
     with pytest.raises(UserError, match="not a prepared data set"):
-        prepare_parquet(make(), str(tmp_path / "mine"), "# Toys", overwrite=True)
+        prepare_parquet(make(), str(tmp_path / "mine"), overwrite=True)
     assert (tmp_path / "mine" / "thesis.txt").exists()
     with pytest.raises(UserError, match="is a file"):
-        prepare_parquet(make(), str(tmp_path / "mine" / "thesis.txt"), "# Toys", overwrite=True)
-    with pytest.raises(UserError, match="--num_proc 0"):
-        prepare_parquet(make(), str(tmp_path / "new"), "# Toys", num_proc=0)
+        prepare_parquet(make(), str(tmp_path / "mine" / "thesis.txt"), overwrite=True)
 
 
 @pytest.mark.parametrize("fault", ["generating", "renaming"])
 def test_a_failure_leaves_the_earlier_folder_whole_and_nothing_half_written(make, tmp_path, monkeypatch, fault):
     out = tmp_path / "toy"
-    prepare_parquet(make(), str(out), "# Toys")
+    prepare_parquet(make(), str(out))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     if fault == "renaming":
         rename = os.replace
@@ -157,9 +162,9 @@ def test_a_failure_leaves_the_earlier_folder_whole_and_nothing_half_written(make
                 raise OSError(errno.EIO, "Input/output error")
             rename(source, target)
 
-        monkeypatch.setattr(builder_module.os, "replace", failing)
+        monkeypatch.setattr(prepare_module.os, "replace", failing)
     with pytest.raises((OSError, datasets.exceptions.DatasetGenerationError)):
-        prepare_parquet(make(DiskFull if fault == "generating" else Toy), str(out), "# Toys", overwrite=True)
+        prepare_parquet(make(DiskFull if fault == "generating" else Toy), str(out), overwrite=True)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     assert not (tmp_path / "toy.partial").exists() and not (tmp_path / "toy.previous").exists()
 
@@ -168,9 +173,9 @@ FULL_DISK = """
 import sys
 sys.path.insert(0, {tests!r})
 from test_builder import DiskFull
-from dataset_scripts.builder import prepare_parquet
+from dataset_scripts.prepare import prepare_parquet
 from melanoma_fair_xai.base.errors import run_command
-run_command(lambda: prepare_parquet(DiskFull(), {out!r}, "# Toys", num_proc={num_proc}))
+run_command(lambda: prepare_parquet(DiskFull(), {out!r}, num_proc={num_proc}))
 """
 
 

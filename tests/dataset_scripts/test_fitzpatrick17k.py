@@ -26,11 +26,9 @@ from fitzpatrick17k_raw import (
     skipped,
 )
 
-from dataset_scripts import fitzpatrick17k
-from dataset_scripts.fitzpatrick17k import (
-    Fitzpatrick17k,
-    coverage_by,
-)
+from dataset_scripts.fitzpatrick17k import Fitzpatrick17k
+from dataset_scripts.fitzpatrick17k.__main__ import main
+from dataset_scripts.fitzpatrick17k.builder import coverage_by
 from melanoma_fair_xai.base.errors import UserError, run_command
 
 # --- the builder -----------------------------------------------------------------------------------------------------
@@ -240,7 +238,7 @@ def run(monkeypatch, capfd):
         capfd.readouterr()
         monkeypatch.setattr(sys, "argv", ["fitzpatrick17k", *map(str, arguments)])
         try:
-            run_command(fitzpatrick17k.main)
+            run_command(main)
             code = 0
         except SystemExit as end:
             code = end.code

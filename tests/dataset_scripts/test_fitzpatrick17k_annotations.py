@@ -8,14 +8,9 @@ from fitzpatrick17k_raw import (
     prepare,
 )
 
-from dataset_scripts.fitzpatrick17k import (
-    CONFIGURATIONS,
-    DIAGNOSES,
-    Fitzpatrick17k,
-    annotations_table,
-    read_annotations,
-)
-from dataset_scripts.fitzpatrick17k_annotations import source_of
+from dataset_scripts.fitzpatrick17k import Fitzpatrick17k
+from dataset_scripts.fitzpatrick17k.annotations import DIAGNOSES, read_annotations, source_of
+from dataset_scripts.fitzpatrick17k.configurations import CONFIGURATIONS
 from melanoma_fair_xai.base.errors import UserError
 
 # --- the real annotations --------------------------------------------------------------------------------------------
@@ -63,15 +58,6 @@ def test_published_configurations(published):
             int(number.replace(",", "")) for number in re.findall(r"[\d,]+(?= annotated)", CONFIGURATIONS[name][0])
         ]
         assert numbers == [len(part)], "the description states what is there"
-
-
-def test_the_publishable_table_has_no_image(published):
-    manifest = pd.DataFrame({"image_id": [published["image_id"][5]], "lesion_id": ["x"], "split": ["test"]})
-    table = annotations_table(published, manifest)
-    assert len(table) == 16577 and "image" not in table.columns
-    assert table["split"].value_counts().to_dict() == {"": 16576, "test": 1}
-    assert table.loc[5, ["lesion_id", "split"]].to_list() == ["x", "test"]
-    assert table.map(lambda cell: isinstance(cell, str)).all(axis=None)
 
 
 # --- bad annotations -------------------------------------------------------------------------------------------------

@@ -13,11 +13,9 @@ from fitzpatrick17k_raw import (
     photograph,
 )
 
-from dataset_scripts import fitzpatrick17k_images
-from dataset_scripts.fitzpatrick17k import (
-    download_images,
-    read_annotations,
-)
+from dataset_scripts.fitzpatrick17k import images
+from dataset_scripts.fitzpatrick17k.annotations import read_annotations
+from dataset_scripts.fitzpatrick17k.images import download_images
 
 
 class Atlas(http.server.BaseHTTPRequestHandler):
@@ -97,14 +95,15 @@ def test_download(remote, atlas, capsys):
 
 def test_an_interrupted_download_keeps_its_images_and_its_list(remote, atlas, monkeypatch):
     annotations = read_annotations(str(remote.folder / "fitzpatrick17k.csv"))
-    whole = fitzpatrick17k_images._write_whole
+    fetch_all = images.fetch_all
 
-    def interrupt(path, content):
-        whole(path, content)
-        if path.endswith(f"{list(remote.contents)[9]}.jpg"):
-            raise KeyboardInterrupt
+    def interrupt(wanted, **options):
+        for name, content, reason in fetch_all(wanted, **options):
+            yield name, content, reason
+            if name == list(remote.contents)[9]:
+                raise KeyboardInterrupt
 
-    monkeypatch.setattr(fitzpatrick17k_images, "_write_whole", interrupt)
+    monkeypatch.setattr(images, "fetch_all", interrupt)
     with pytest.raises(KeyboardInterrupt):
         download_images(annotations, str(remote.folder), **FAST)
     assert len(list((remote.folder / "images").iterdir())) == 2

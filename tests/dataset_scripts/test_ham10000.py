@@ -32,8 +32,11 @@ from ham10000_raw import (
     write_zip,
 )
 
-from dataset_scripts import common, ham10000
-from dataset_scripts.ham10000 import DUPLICATE_PAIRS, HAM10000
+from dataset_scripts.ham10000 import HAM10000
+from dataset_scripts.ham10000 import builder as ham10000_builder
+from dataset_scripts.ham10000.builder import DUPLICATE_PAIRS, report
+from dataset_scripts.ham10000.metadata import DIAGNOSES
+from dataset_scripts.schema import record_features
 from dataset_scripts.splits import read_manifest
 from melanoma_fair_xai.base.errors import UserError
 
@@ -44,7 +47,7 @@ def test_every_layout_gives_the_same_records(tmp_path, layout):
     builder, splits = build(tmp_path / "raw", tmp_path / "cache")
     assert list(splits) == ["train", "validation", "test"]
     extra = {"dx_type": datasets.Value("string"), "ita": datasets.Value("float32")}
-    assert splits["train"].features == common.record_features(ham10000.DIAGNOSES, extra)
+    assert splits["train"].features == record_features(DIAGNOSES, extra)
     rows = by_id(splits)
     assert rows.keys() == IMAGES.keys() and not len(builder.skipped)
     has_masks = layout not in (kaggle, kaggle_zip, isic_archive)
@@ -89,8 +92,8 @@ def test_known_duplicates_are_one_lesion(tmp_path):
     found = by_id(splits)
     assert {found[row["image_id"]]["lesion_id"] for row in (*rows[:2], *rows[4:6])} == {"HAM_0000000"}
     assert len({found[row["image_id"]]["split"] for row in (*rows[:2], *rows[4:6])}) == 1
-    assert "24 lesions" in ham10000.report(builder)
-    assert "23 groups" in ham10000.report(builder) and "1 pairs of known duplicates" in ham10000.report(builder)
+    assert "24 lesions" in report(builder)
+    assert "23 groups" in report(builder) and "1 pairs of known duplicates" in report(builder)
 
 
 # --- the challenge's test set ----------------------------------------------------------------------------------------
@@ -128,7 +131,7 @@ def test_the_challenges_test_set_is_a_split_of_its_own(tmp_path, truth, lesions)
     assert diagnosis.int2str(splits["isic2018_test"]["diagnosis"][:]) == ["mel", "nv", "bcc"]
     after = by_id(splits)
     assert {name: after[name]["split"] for name in before} == {name: row["split"] for name, row in before.items()}
-    assert ham10000.report(builder).startswith("48 images, 24 lesions")
+    assert report(builder).startswith("48 images, 24 lesions")
 
 
 def test_a_prepared_test_set_is_not_confused_with_test(tmp_path):
@@ -158,11 +161,14 @@ def test_a_ground_truth_with_two_labels_is_refused(tmp_path, cell):
 def test_processes_and_streaming_give_the_same_records(tmp_path):
     dataverse_zips(tmp_path / "raw")
     builder, splits = build(tmp_path / "raw", tmp_path / "cache")
-    two = HAM10000(data_dir=str(tmp_path / "raw"), cache_dir=str(tmp_path / "cache2"))
-    two.download_and_prepare(num_proc=2)
+    two, own = (HAM10000(data_dir=str(tmp_path / "raw"), cache_dir=str(tmp_path / name)) for name in ("two", "own"))
+    own.num_proc = 2
+    own.download_and_prepare()
+    two.download_and_prepare(num_proc=2)  # as `datasets` has it: shards of its own making
     streamed = builder.as_streaming_dataset()
     for name, rows in splits.items():
         assert two.as_dataset()[name].to_pandas().equals(rows.to_pandas())
+        assert own.as_dataset()[name].to_pandas().equals(rows.to_pandas())
         assert [row["image_id"] for row in streamed[name]] == rows["image_id"][:]
 
 
@@ -221,9 +227,11 @@ def test_the_command_ends_in_one_line_and_code_2(tmp_path, fault):
 
 def test_download_fetches_every_file_with_its_checksum(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(ham10000, "download", lambda url, path, md5: asked.append((url, os.path.basename(path), md5)))
-    monkeypatch.setattr(ham10000, "DATAVERSE", "http://127.0.0.1:1/datafile")
-    ham10000.download_raw(str(tmp_path / "new" / "folder"))
+    monkeypatch.setattr(
+        ham10000_builder, "download", lambda url, path, md5: asked.append((url, os.path.basename(path), md5))
+    )
+    monkeypatch.setattr(ham10000_builder, "DATAVERSE", "http://127.0.0.1:1/datafile")
+    ham10000_builder.download_raw(str(tmp_path / "new" / "folder"))
     assert ("http://127.0.0.1:1/datafile/4338392?format=original", "HAM10000_metadata.csv") in [a[:2] for a in asked]
-    assert [md5 for *_, md5 in asked] == [md5 for _, md5 in ham10000.DATAVERSE_FILES.values()]
+    assert [md5 for *_, md5 in asked] == [md5 for _, md5 in ham10000_builder.DATAVERSE_FILES.values()]
     assert all(len(md5) == 32 for *_, md5 in asked) and (tmp_path / "new" / "folder").is_dir()

@@ -24,7 +24,7 @@ from ham10000_raw import (
 )
 
 from dataset_scripts.ham10000 import HAM10000
-from dataset_scripts.ham10000_metadata import read_metadata
+from dataset_scripts.ham10000.metadata import read_metadata
 from dataset_scripts.skin_colour import individual_typology_angle, rgb_to_lab
 from dataset_scripts.splits import read_manifest
 from melanoma_fair_xai.base.errors import UserError

@@ -10,9 +10,10 @@ import PIL.ImageFilter
 import pytest
 from ham10000_raw import command
 
-from dataset_scripts import common
-from dataset_scripts.ham10000 import DUPLICATE_PAIRS, HAM10000
-from dataset_scripts.ham10000_metadata import read_metadata
+from dataset_scripts import raw_files
+from dataset_scripts.ham10000 import HAM10000
+from dataset_scripts.ham10000.builder import DUPLICATE_PAIRS
+from dataset_scripts.ham10000.metadata import read_metadata
 from dataset_scripts.splits import check_disjoint
 
 COUNTS = {"nv": 6705, "mel": 1113, "bkl": 1099, "bcc": 514, "akiec": 327, "vasc": 142, "df": 115}
@@ -59,7 +60,7 @@ def test_the_duplicate_pairs_are_the_published_ones(real_data, real_records):
 def test_twenty_broken_files_among_real_ones_are_listed_and_nothing_else_is_lost(real_data, tmp_path):
     table = pd.read_csv(real_data / "ham10000" / "HAM10000_metadata.csv", dtype=str, keep_default_na=False).head(500)
     table.to_csv(tmp_path / "HAM10000_metadata.csv", index=False)
-    found = common.index_files(str(real_data / "ham10000"))
+    found = raw_files.index_files(str(real_data / "ham10000"))
     broken = set(table["image_id"][::25])
     for number, name in enumerate(table["image_id"]):
         whole = Path(found[name][0])
@@ -112,7 +113,7 @@ def test_no_lesion_and_no_near_identical_image_crosses_a_split(real_data, tmp_pa
 
     # Beyond the ids: detail correlates at 0.82 at most between lesions of two splits (looked at: they differ), and at
     # 0.99 between the one known pair that is a crop of one photograph; 0.9 stands between.
-    found = common.index_files(str(real_data / "ham10000"))
+    found = raw_files.index_files(str(real_data / "ham10000"))
     vectors = np.stack([details(found[name][0]) for name in table["image_id"]])
     a, b = (row_of[name] for name in ("ISIC_0025226", "ISIC_0030074"))
     assert vectors[a] @ vectors[b] > 0.97

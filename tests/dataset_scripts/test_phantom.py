@@ -13,24 +13,18 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.model_selection import cross_val_predict
 
-from dataset_scripts.phantom import (
+from dataset_scripts.phantom import Phantom
+from dataset_scripts.phantom.__main__ import main
+from dataset_scripts.phantom.builder import PhantomConfig
+from dataset_scripts.phantom.drawing import (
     ARTEFACT_BITS,
-    ARTEFACT_RATES,
-    ITA_RANGES,
-    TONE_BIAS_GRADES,
-    Phantom,
-    PhantomConfig,
-    main,
-    sample_lesion,
-    sample_records,
-    sample_view,
-)
-from dataset_scripts.phantom_drawing import (
     ARTEFACTS,
     View,
     draw_phantom,
     paste_artefact,
 )
+from dataset_scripts.phantom.sampling import ARTEFACT_RATES, ITA_RANGES, sample_lesion, sample_records, sample_view
+from dataset_scripts.phantom.settings import TONE_BIAS_GRADES
 from dataset_scripts.skin_colour import individual_typology_angle, rgb_to_lab
 from melanoma_fair_xai.base.errors import UserError, run_command
 
@@ -293,16 +287,16 @@ def test_the_images_of_a_lesion_differ_in_light_and_pose(tmp_path):
     ("settings", "words"),
     [
         ({"confounder": "rulers"}, ["--confounder rulers", "ruler", "hair", "dark_corner"]),
-        ({"image_size": 15}, ["--image_size is 15", "16"]),
-        ({"num_images": 0}, ["--num_images is 0"]),
-        ({"images_per_lesion": 0}, ["--images_per_lesion is 0"]),
-        ({"melanoma_share": 1.2}, ["--melanoma_share is 1.2", "0 to 1"]),
-        ({"tone_bias": -0.1}, ["--tone_bias is -0.1"]),
-        ({"label_noise": float("nan")}, ["--label_noise is nan"]),
-        ({"confounder_strength": 2}, ["--confounder_strength is 2"]),
-        ({"skin_type_proportions": (1, 1, 1)}, ["--skin_type_proportions is 1 1 1", "six"]),
+        ({"image_size": 15}, ["--image_size 15: give 16 to 1024"]),
+        ({"num_images": 0}, ["--num_images 0: give 1 or more"]),
+        ({"images_per_lesion": 0}, ["--images_per_lesion 0"]),
+        ({"melanoma_share": 1.2}, ["--melanoma_share 1.2: give 0 to 1"]),
+        ({"tone_bias": -0.1}, ["--tone_bias -0.1"]),
+        ({"label_noise": float("nan")}, ["--label_noise nan"]),
+        ({"confounder_strength": 2}, ["--confounder_strength 2"]),
+        ({"skin_type_proportions": (1, 1, 1)}, ["--skin_type_proportions 1 1 1", "six"]),
         ({"skin_type_proportions": (0, 0, 0, 0, 0, 0, 1)}, ["--skin_type_proportions"]),
-        ({"skin_type_proportions": (1, 1, 1, 1, 1, -1)}, ["--skin_type_proportions"]),
+        ({"skin_type_proportions": (1, 1, 1, 1, 1, -1)}, ["--skin_type_proportions -1"]),
     ],
 )
 def test_bad_settings_are_named(settings, words, tmp_path):

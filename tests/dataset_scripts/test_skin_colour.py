@@ -8,8 +8,9 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from dataset_scripts.phantom import PhantomConfig, sample_lesion, sample_view
-from dataset_scripts.phantom_drawing import ARTEFACTS, draw_phantom
+from dataset_scripts.phantom.builder import PhantomConfig
+from dataset_scripts.phantom.drawing import ARTEFACTS, draw_phantom
+from dataset_scripts.phantom.sampling import sample_lesion, sample_view
 from dataset_scripts.skin_colour import (
     individual_typology_angle,
     lab_to_rgb,

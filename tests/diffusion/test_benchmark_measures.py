@@ -5,8 +5,9 @@ import pytest
 
 from benchmarks.diffusion_proof import agreement, ita, log_odds
 from benchmarks.diffusion_sampling import kid_with_spread
-from dataset_scripts.phantom import PhantomConfig, sample_lesion, sample_view
-from dataset_scripts.phantom_drawing import draw_phantom
+from dataset_scripts.phantom.builder import PhantomConfig
+from dataset_scripts.phantom.drawing import draw_phantom
+from dataset_scripts.phantom.sampling import sample_lesion, sample_view
 from melanoma_fair_xai.diffusion.sample_metrics import squared_mmd
 
 

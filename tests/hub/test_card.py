@@ -12,7 +12,7 @@ from card_runs import make_predictions, write_card, write_results
 from huggingface_hub import ModelCard
 from scipy.special import expit, logit
 
-from dataset_scripts.ham10000 import CITATION
+from dataset_scripts.sources import SOURCES
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.fairness.metrics import METRICS, Metric
 from melanoma_fair_xai.fairness.rows import with_interval
@@ -26,6 +26,7 @@ from melanoma_fair_xai.hub.classifier_card import (
 )
 from melanoma_fair_xai.hub.record import population, starting_point, training_facts
 
+CITATION = SOURCES["ham10000"].citation
 TYPES = ("I", "II", "VI", "unknown")
 
 

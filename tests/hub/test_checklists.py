@@ -1,4 +1,4 @@
-"""Rendered cards of each kind held against model_cards/checklists.csv, item by item.
+"""Rendered cards of each kind held against the checklists beside their templates, item by item.
 
 CLEAR Derm: Daneshjou et al. 2022, JAMA Dermatology 158:90. TRIPOD+AI: Collins et al. 2024, BMJ 385:e078378. Model
 Cards: Mitchell et al. 2019, arXiv:1810.03993.
@@ -6,7 +6,7 @@ Cards: Mitchell et al. 2019, arXiv:1810.03993.
 
 import re
 import shutil
-from importlib import resources
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -14,9 +14,8 @@ from card_runs import write_card, write_generator, write_results
 
 from melanoma_fair_xai.hub.generator_card import write_generator_card
 
-CHECKLISTS = pd.read_csv(
-    str(resources.files("model_cards").joinpath("checklists.csv")), dtype=str, keep_default_na=False
-)
+TEMPLATES = Path(__file__).parents[2] / "melanoma_fair_xai" / "hub" / "templates"
+CHECKLISTS = pd.read_csv(TEMPLATES / "checklists.csv", dtype=str, keep_default_na=False)
 KINDS = ["classifier", "generator", "dataset"]
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from strangers import client_environment, run_stranger
 
-from dataset_scripts.fitzpatrick17k import Fitzpatrick17k
 from dataset_scripts.publishing import dataset_publication
+from dataset_scripts.sources import SOURCES
 from melanoma_fair_xai.base.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -93,7 +93,7 @@ def test_a_failing_push_of_a_data_set_says_how_to_repeat_it(tmp_path, local_hub,
 
 
 def test_images_that_may_not_be_passed_on_are_not(tmp_path):
-    tags = "\n".join(f"- {tag}" for tag in Fitzpatrick17k.tags)
+    tags = "\n".join(f"- {tag}" for tag in SOURCES["fitzpatrick17k"].card_tags)
     (tmp_path / "README.md").write_text(f"---\nlicense: cc-by-nc-sa-3.0\ntags:\n{tags}\n---\n# Local copy\n")
     with pytest.raises(UserError, match="may not be passed on"):
         dataset_publication(tmp_path)

@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-import model_cards
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.hub import __main__ as hub
 
-EXAMPLES = sorted(path.parent for path in Path(model_cards.__file__).parent.rglob("card_data.json"))
+EXAMPLES = sorted(path.parent for path in (Path(__file__).parents[2] / "model_cards").rglob("card_data.json"))
 
 
 @pytest.mark.parametrize("folder", EXAMPLES, ids=lambda folder: folder.name)

@@ -7,14 +7,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import model_cards
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.fairness import compare
 from melanoma_fair_xai.hub.classifier_card import metric_rows
-from model_cards import reproduce, results
-from model_cards.fitzpatrick17k import annotations_card
+from release import reproduce
+from release import tables as pages
+from release.annotations_card import annotations_card
+from release.tables import CARDS
 
-CARDS = Path(model_cards.__file__).parent
 NOISES = (("first", 1.0), ("second", 2.0))
 
 
@@ -40,8 +40,8 @@ def weights(tmp_path, monkeypatch) -> Path:
 def test_the_tables_are_those_of_the_data_beside_the_cards(tmp_path):
     copy = tmp_path / "README.md"
     copy.write_text((CARDS / "README.md").read_text())
-    results.update_readme(copy)
-    assert copy.read_text() == (CARDS / "README.md").read_text(), "python -m model_cards.results"
+    pages.update_readme(copy)
+    assert copy.read_text() == (CARDS / "README.md").read_text(), "python -m release.tables"
 
 
 def test_the_front_page_says_what_the_card_says():
@@ -62,8 +62,8 @@ def test_the_front_page_says_what_the_card_says():
 
 
 def test_what_was_not_run_is_said_to_be(monkeypatch, tmp_path):
-    monkeypatch.setattr(results, "CARDS", tmp_path)
-    for make in results.TABLES.values():
+    monkeypatch.setattr(pages, "CARDS", tmp_path)
+    for make in pages.TABLES.values():
         assert all("not run" in line for line in make().splitlines()[2:])
 
 
@@ -76,15 +76,15 @@ def test_differences_and_gaps_are_those_of_the_comparison(monkeypatch, tmp_path)
     comparison = compare(tables, ["sex"])
     comparison.write(tmp_path / "comparisons")
     (tmp_path / "comparisons" / "comparison.csv").rename(tmp_path / "comparisons" / "faded.csv")
-    monkeypatch.setattr(results, "CARDS", tmp_path)
-    lines = results.comparison_table("faded", "first").splitlines()
+    monkeypatch.setattr(pages, "CARDS", tmp_path)
+    lines = pages.comparison_table("faded", "first").splitlines()
     assert [line.split(" | ")[:2] for line in lines[2:]] == [
         ["| second", group] for group in ("all images", "sex female", "sex male")
     ]
     found = comparison.differences[0]
     assert f"| {found.baseline_value:.3f} | {found.value:+.3f} [{found.low:.3f}, {found.high:.3f}]" in lines[2]
     gap = comparison.gaps[0]
-    assert f"male minus female | {gap.baseline_gap:+.3f} | {gap.model_gap:+.3f} |" in results.gap_table("faded", "")
+    assert f"male minus female | {gap.baseline_gap:+.3f} | {gap.model_gap:+.3f} |" in pages.gap_table("faded", "")
 
 
 def test_the_card_of_annotations_counts_what_is_usable():

@@ -1,13 +1,9 @@
-"""What the data sets share: the record schema, errors, and reading tables, folders and zips of raw files.
+"""Raw files: tables, folders and zips that people have downloaded, read as they are.
 
-`splits.py` beside this holds the lesion-grouped splits, `builder.py` the builders' common half. All files here import
-only the standard library, datasets, numpy, pandas, PIL and tqdm, and siblings by relative import alone, so that a
-builder also works as a loading script under datasets 3.6. That version copies the siblings that the script itself
-names and no others: a script must import something from every sibling that it needs, also from those of its siblings.
+A reference names a file: a path, or "archive.zip::member" for an entry that is read without unpacking.
 """
 
 import collections
-import concurrent.futures
 import csv
 import errno
 import functools
@@ -17,46 +13,17 @@ import os
 import posixpath
 import re
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TypeVar
 
-import datasets
 import pandas as pd
 import tqdm.auto
 
 from melanoma_fair_xai.base.errors import READ_ERRORS, UserError, read_problem
 from melanoma_fair_xai.base.images import IMAGE_SUFFIXES, image_content_problem
+from melanoma_fair_xai.base.processes import map_in_order
 
-MELANOMA_NAMES = ["benign", "melanoma"]
-SKIN_TYPES = ["I", "II", "III", "IV", "V", "VI", "unknown"]
-SEXES = ["female", "male", "unknown"]
-UNKNOWN = "unknown"
-LOCAL_USE_ONLY = "local-use-only"  # the tag of a data set whose images may not be passed on
-
-
-def record_features(diagnoses: Sequence[str], extra: Mapping[str, datasets.Value] | None = None) -> datasets.Features:
-    """The one record schema of every data set.
-
-    `diagnoses` are the names of the data set's own labels; `extra` are columns of this data set alone, at the end.
-    """
-    return datasets.Features(
-        {
-            "image": datasets.Image(),
-            "image_id": datasets.Value("string"),
-            "lesion_id": datasets.Value("string"),
-            "diagnosis": datasets.ClassLabel(names=list(diagnoses)),
-            "melanoma": datasets.ClassLabel(names=MELANOMA_NAMES),
-            "age": datasets.Value("float32"),
-            "sex": datasets.ClassLabel(names=SEXES),
-            "localization": datasets.Value("string"),
-            "fitzpatrick": datasets.ClassLabel(names=SKIN_TYPES),
-            "mask": datasets.Image(),
-            "source": datasets.Value("string"),
-            **(extra or {}),
-        }
-    )
-
-
-# --- tables ----------------------------------------------------------------------------------------------------------
+Item, Found = TypeVar("Item"), TypeVar("Found")
 
 
 def read_table(reference: str, required: Iterable[str] = ()) -> pd.DataFrame:
@@ -85,40 +52,6 @@ def read_table(reference: str, required: Iterable[str] = ()) -> pd.DataFrame:
             count = f"{len(row) - 1} columns instead of {len(header)}"
             raise UserError(f"{reference}, line {row[-1]}: {count}; download the file again")
     return pd.DataFrame(rows, columns=[*header, "line"])
-
-
-def parse_age(text: str, where: str) -> float | None:
-    """Age in years from a table's cell, None where it is empty; UserError names `where` if it is no age (0 to 120)."""
-    if text.strip().lower() in ("", "nan", "na", "none", UNKNOWN):
-        return None
-    try:
-        age = float(text)
-    except ValueError:
-        age = float("nan")
-    if not 0 <= age <= 120:
-        raise UserError(f"{where}: age {text!r} is not a number of years from 0 to 120; correct it or leave it empty")
-    return age
-
-
-def parse_sex(text: str, where: str) -> str:
-    """`female`, `male` or `unknown` from a table's cell; UserError names `where` for anything else."""
-    value = text.strip().lower()
-    value = UNKNOWN if value in ("", "nan", "na", "none") else {"f": "female", "m": "male"}.get(value, value)
-    if value not in SEXES:
-        raise UserError(f"{where}: sex {text!r} is not one of {', '.join(SEXES)}")
-    return value
-
-
-def check_unique(ids: Sequence[str], what: str, where: str) -> None:
-    """Raise UserError if an id stands twice."""
-    repeated = [name for name, count in collections.Counter(ids).items() if count > 1]
-    if repeated:
-        count = len(repeated)
-        raise UserError(f"{where}: {what} {repeated[0]} stands more than once ({count} such); remove the copies")
-
-
-# --- raw files: folders and zips -------------------------------------------------------------------------------------
-# A reference names a file: a path, or "archive.zip::member" for an entry that is read without unpacking.
 
 
 def index_files(folder: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, list[str]]:
@@ -192,17 +125,10 @@ def image_problem(reference: str) -> str | None:
     return image_content_problem(content)
 
 
-def find_problems(
-    references: Sequence[str], description: str, problem: Callable[[str], str | None] = image_problem
-) -> dict[str, str]:
-    """The references that have a problem, by default those that are not whole images, each with the reason.
-
-    Files are looked at on all cores, under a progress bar with `description`.
-    """
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(problem, references)
-        reasons = list(tqdm.auto.tqdm(results, total=len(references), desc=description, unit="image"))
-    return {reference: reason for reference, reason in zip(references, reasons, strict=True) if reason}
+def inspect_files(look: Callable[[Item], Found], items: Sequence[Item], num_proc: int = 1) -> list[Found]:
+    """What `look` finds of each image, by `num_proc` processes, under a progress bar."""
+    results = map_in_order(look, items, num_proc)
+    return list(tqdm.auto.tqdm(results, total=len(items), desc="checking images", unit="image"))
 
 
 def content_hash(folder: str) -> str:

@@ -8,7 +8,8 @@ import pandas as pd
 
 from melanoma_fair_xai.base.errors import READ_ERRORS, UserError
 
-from .common import UNKNOWN, check_unique, index_files, parse_age, parse_sex, read_bytes, read_table
+from ..raw_files import index_files, read_bytes, read_table
+from ..schema import UNKNOWN, check_unique, parse_age, parse_sex
 
 DIAGNOSIS_NAMES = {
     "akiec": "actinic keratosis or intraepithelial carcinoma",

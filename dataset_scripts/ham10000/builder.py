@@ -1,55 +1,25 @@
-"""HAM10000: 10,015 dermoscopic images of 7,470 pigmented lesions, from any of the forms in which people have it.
+"""The builder of HAM10000, from a folder of raw files."""
 
-As a command, `python -m dataset_scripts.ham10000 --data_dir RAW --output_dir data/ham10000` writes Parquet that
-`load_dataset("data/ham10000")` reads; `HAM10000(data_dir=RAW)` is the builder; under datasets 3.6 this file is also a
-loading script.
-"""
-
-import hashlib
 import io
 import os
+from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
 import PIL.Image
 
-from melanoma_fair_xai.base.errors import READ_ERRORS, UserError, run_command
+from melanoma_fair_xai.base.errors import READ_ERRORS, UserError
 
-from .builder import (
-    SKIPPED_NAME,
-    LesionBuilder,
-    check_output_dir,
-    command_parser,
-    next_step,
-    prepare_parquet,
-    summarise,
-)
-from .common import UNKNOWN, find_problems, image_problem, index_files, read_bytes, record_features
-from .downloads import download
-from .ham10000_metadata import DIAGNOSES, DIAGNOSIS_NAMES, TEST_SPLIT, read_metadata
-from .publishing import add_push_flags, check_dataset_push, push_dataset
-from .skin_colour import measure_ita
-from .splits import join_lesions, manifest_hash
-
-HOMEPAGE = "https://doi.org/10.7910/DVN/DBW86T"
-LICENSE = "cc-by-nc-4.0"
-CITATION = """\
-@article{tschandl2018ham10000,
-  title = {The {HAM10000} dataset, a large collection of multi-source dermatoscopic images of common pigmented skin lesions},
-  author = {Tschandl, Philipp and Rosendahl, Cliff and Kittler, Harald},
-  journal = {Scientific Data}, volume = {5}, pages = {180161}, year = {2018}, doi = {10.1038/sdata.2018.161}
-}
-@article{tschandl2020masks,
-  title = {Human-computer collaboration for skin cancer recognition},
-  author = {Tschandl, Philipp and others},
-  journal = {Nature Medicine}, volume = {26}, pages = {1229--1234}, year = {2020}, doi = {10.1038/s41591-020-0942-0}
-}
-@article{abhishek2025duplicates,
-  title = {Investigating the quality of {DermaMNIST} and {Fitzpatrick17k} dermatological image datasets},
-  author = {Abhishek, Kumar and Jain, Aditi and Hamarneh, Ghassan},
-  journal = {Scientific Data}, volume = {12}, pages = {196}, year = {2025}, doi = {10.1038/s41597-025-04382-5}
-}"""  # noqa: E501
+from ..builder import LesionBuilder, LesionConfig
+from ..downloads import download
+from ..prepare import summarise
+from ..raw_files import image_problem, index_files, inspect_files, read_bytes
+from ..schema import SKIPPED_COLUMNS, SKIPPED_NAME, UNKNOWN, record_features
+from ..skin_colour import measure_ita
+from ..sources import SOURCES
+from ..splits import join_lesions, manifest_hash
+from .metadata import DIAGNOSES, DIAGNOSIS_NAMES, TEST_SPLIT, read_metadata
 
 # Images of one lesion under two lesion ids, found by Abhishek, Jain and Hamarneh (2025).
 DUPLICATE_PAIRS = (
@@ -108,26 +78,13 @@ skin looks bluish, and not a Fitzpatrick type.
 class HAM10000(LesionBuilder):
     """HAM10000 from a folder of raw files; the README says which layouts. Split `isic2018_test` where it is there."""
 
+    source = SOURCES["ham10000"]
     stratify_by = ("diagnosis", "fitzpatrick")
-    pretty_name = "HAM10000"
-    about = (
-        "Dermoscopic images of pigmented lesions from the Medical University of Vienna and a skin cancer practice in "
-        "Queensland, Australia, gathered over twenty years with several dermatoscopes and from digitised slides; the "
-        "publishers cropped them and corrected the colours of some. Diagnoses were confirmed by histopathology (all "
-        "melanomas and about half of the images), by follow-up, by experts' consensus or by confocal microscopy. No "
-        "skin types are recorded, and there is almost no dark skin."
-    )
-    tags = (*LesionBuilder.tags, "dermoscopy")
 
     def _info(self) -> datasets.DatasetInfo:
-        return datasets.DatasetInfo(
-            description="Dermoscopic images of common pigmented skin lesions (HAM10000).",
-            features=record_features(
-                DIAGNOSES, extra={"dx_type": datasets.Value("string"), "ita": datasets.Value("float32")}
-            ),
-            homepage=HOMEPAGE,
-            license=LICENSE,
-            citation=CITATION,
+        own = {"dx_type": datasets.Value("string"), "ita": datasets.Value("float32")}
+        return self.make_info(
+            "Dermoscopic images of common pigmented skin lesions (HAM10000).", record_features(DIAGNOSES, own)
         )
 
     def scan(self) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -149,12 +106,16 @@ class HAM10000(LesionBuilder):
             fitzpatrick=UNKNOWN,
             **{column: pd.Series(references, dtype=object) for column, references in files.items()},
         )
-        return _drop_unusable(records)
+        return _drop_unusable(records, self.num_proc)
 
-    def _generate_examples(self, records: list[dict]):
-        for name, example in super()._generate_examples([{**row, "ita": None} for row in records]):
-            mask = example["mask"]
-            yield name, {**example, "ita": measure_ita(example["image"]["bytes"], mask and mask["bytes"])}
+    def card_text(self) -> str:
+        return CARD
+
+    @staticmethod
+    def make_example(config: LesionConfig, row: dict[str, Any]) -> dict[str, Any]:
+        example = LesionBuilder.make_example(config, row)
+        mask = example["mask"]
+        return {**example, "ita": measure_ita(example["image"]["bytes"], mask and mask["bytes"])}
 
 
 # --- what lies in the folder -----------------------------------------------------------------------------------------
@@ -178,19 +139,19 @@ def _one_file(references: list[str]) -> str | None:
     """
     if len(references) < 2:
         return references[0] if references else None
-    if len({_digest(reference) for reference in references}) == 1:
+    if len({_content(reference) for reference in references}) == 1:
         return references[0]
-    whole = {_digest(reference): reference for reference in references if not image_problem(reference)}
+    whole = {_content(reference): reference for reference in references if not image_problem(reference)}
     if len(whole) > 1:
         first, second = list(whole.values())[:2]
         raise UserError(f"{first} and {second} are different images of one name; keep the one that you mean")
     return next(iter(whole.values()), references[0])
 
 
-def _digest(reference: str) -> bytes | None:
-    """A hash of a file's content, None if it cannot be read."""
+def _content(reference: str) -> bytes | None:
+    """A file's content, None if it cannot be read."""
     try:
-        return hashlib.sha256(read_bytes(reference)).digest()
+        return read_bytes(reference)
     except READ_ERRORS:
         return None
 
@@ -201,34 +162,35 @@ def _lesion_pairs(records: pd.DataFrame) -> list[tuple[str, str]]:
     return [(lesion[a], lesion[b]) for a, b in DUPLICATE_PAIRS if a in lesion and b in lesion]
 
 
-def _drop_unusable(records: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _drop_unusable(records: pd.DataFrame, num_proc: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(records without missing and damaged images, what was dropped); a mask that does not fit becomes None."""
-    damaged = find_problems([file for file in records["image"] if file], "checking images")
-    usable = np.array([bool(file) and file not in damaged for file in records["image"]], dtype=bool)
-    dropped, kept = records[~usable], records[usable]
-    image_of = {mask: image for mask, image in zip(kept["mask"], kept["image"], strict=True) if mask}
-    misfits = find_problems(list(image_of), "checking masks", lambda mask: _mask_problem(mask, image_of[mask]))
+    files = list(zip(records["image"], records["mask"], strict=True))
+    problems = pd.DataFrame(
+        inspect_files(_file_problems, files, num_proc), columns=["image", "mask"], index=records.index
+    )
+    kept, misfit = problems["image"] == "", (problems["image"] == "") & (problems["mask"] != "")
     skipped = [
-        *(
-            (name, file or "", damaged.get(file, "no image file"))
-            for name, file in dropped[["image_id", "image"]].values
-        ),
-        *((name, f, f"mask: {misfits[f]}") for name, f in kept[["image_id", "mask"]].values if f in misfits),
+        records.assign(file=records[column].fillna(""), reason=prefix + problems[column]).loc[rows, SKIPPED_COLUMNS]
+        for column, rows, prefix in (("image", ~kept, ""), ("mask", misfit, "mask: "))
     ]
-    masks = pd.Series([None if mask in misfits else mask for mask in kept["mask"]], index=kept.index, dtype=object)
-    return kept.assign(mask=masks), pd.DataFrame(skipped, columns=["image_id", "file", "reason"])
+    masks = records["mask"].mask(misfit, None)
+    return records.assign(mask=masks)[kept], pd.concat(skipped, ignore_index=True)
 
 
-def _mask_problem(mask: str, image: str) -> str | None:
-    """Why a mask cannot be used, or None."""
+def _file_problems(files: tuple[str | None, str | None]) -> tuple[str, str]:
+    """Why an image cannot be used, and why its mask cannot, "" where it can or there is none."""
+    image, mask = files
+    problem = image_problem(image) if image else "no image file"
+    if problem or not mask:
+        return problem or "", ""
     problem = image_problem(mask)
     if problem:
-        return problem
+        return "", problem
     mask_size, image_size = (PIL.Image.open(io.BytesIO(read_bytes(reference))).size for reference in (mask, image))
-    return None if mask_size == image_size else f"its size {mask_size} is not the image's {image_size}"
+    return "", "" if mask_size == image_size else f"its size {mask_size} is not the image's {image_size}"
 
 
-# --- the command -----------------------------------------------------------------------------------------------------
+# --- what its command does -------------------------------------------------------------------------------------------
 
 
 def download_raw(folder: str) -> None:
@@ -251,24 +213,3 @@ def report(builder: HAM10000) -> str:
     ]
     skipped = f"{len(builder.skipped):,} rows in {SKIPPED_NAME}; split manifest {manifest_hash(manifest)[:16]}"
     return "\n".join([summarise(published), joined, *splits, skipped])
-
-
-def main() -> None:
-    parser = command_parser("Prepare HAM10000 as Parquet with splits by lesion.", "data/ham10000")
-    parser.add_argument("--data_dir", required=True, help="folder of the raw files, zipped or not")
-    parser.add_argument("--download", action="store_true", help="first fetch what is not there from Harvard Dataverse")
-    add_push_flags(parser)
-    args = parser.parse_args()
-    check_output_dir(args.output_dir, args.overwrite_output_dir)
-    check_dataset_push(args)
-    if args.download:
-        download_raw(args.data_dir)
-    builder = HAM10000(data_dir=args.data_dir, seed=args.seed, max_skipped_share=args.max_skipped_share)
-    prepare_parquet(builder, args.output_dir, CARD, args.overwrite_output_dir, args.num_proc)
-    print(report(builder))
-    print(next_step(args.output_dir, "ham10000"))
-    push_dataset(args)
-
-
-if __name__ == "__main__":
-    run_command(main)

@@ -8,11 +8,11 @@ import pandas as pd
 
 from melanoma_fair_xai.base.errors import UserError
 
-from .common import SKIN_TYPES, UNKNOWN, check_unique, read_table
-from .downloads import host_of
-
-ANNOTATIONS_NAME = "fitzpatrick17k.csv"
-HOMEPAGE = "https://github.com/mattgroh/fitzpatrick17k"
+from ..downloads import host_of
+from ..raw_files import read_table
+from ..schema import SKIN_TYPES, UNKNOWN, check_unique
+from ..sources import SOURCES
+from .configurations import ANNOTATIONS_NAME
 
 DIAGNOSES = re.split(
     r";\s",
@@ -65,7 +65,8 @@ def read_annotations(path: str) -> pd.DataFrame:
     Raises UserError naming the line of an id that is no MD5 or stands twice, and of a label or type that is not known.
     """
     if not os.path.isfile(path):
-        raise UserError(f"{path}: no such file\nget {ANNOTATIONS_NAME} from {HOMEPAGE} and put it there")
+        homepage = SOURCES["fitzpatrick17k"].homepage
+        raise UserError(f"{path}: no such file\nget {ANNOTATIONS_NAME} from {homepage} and put it there")
     allowed = {
         "fitzpatrick_scale": list(SKIN_TYPE_OF_SCALE),
         "label": DIAGNOSES,

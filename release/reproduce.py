@@ -1,15 +1,14 @@
 """Make every released result again, stage by stage: data, trainings, explanations, generated lesions, and the cards.
 
-    python -m model_cards.reproduce --data_dir raw/ham10000 --weights mobilenetv2_100.safetensors --dry_run
-    python -m model_cards.reproduce --data_dir raw/ham10000 --weights mobilenetv2_100.safetensors
-    python -m model_cards.reproduce --data_dir raw/ham10000 --weights mobilenetv2_100.safetensors --stages cards
+    python -m release.reproduce --data_dir raw/ham10000 --weights mobilenetv2_100.safetensors --dry_run
+    python -m release.reproduce --data_dir raw/ham10000 --weights mobilenetv2_100.safetensors
+    python -m release.reproduce --data_dir raw/ham10000 --weights mobilenetv2_100.safetensors --stages cards
 
 A stage that has left its last file is not run again. After an interruption give the same command again: trainings and
 generation go on, other stages start anew. The weights are those of timm's mobilenetv2_100, for means and deviations of
 0.5, as safetensors.
 """
 
-import argparse
 import os
 import shutil
 import subprocess
@@ -22,12 +21,12 @@ import pandas as pd
 import PIL.Image
 
 from melanoma_fair_xai.base.errors import UserError, run_command
+from melanoma_fair_xai.base.flags import Parser
 from melanoma_fair_xai.diffusion.validation import draw_sheet
 from melanoma_fair_xai.hub.explanation import take_figure
-from model_cards.results import CLASSIFIERS, GENERATORS, update_readme
+from release.tables import CARDS, CLASSIFIERS, GENERATORS, update_readme
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-CARDS = Path(__file__).parent
 CLASSIFIER, GENERATOR = "runs/ham10000-mobilenetv2", "runs/ham10000-generator"
 EXPLAINED, HEATMAPS, QUALITY = f"{CLASSIFIER}-explained", f"{CLASSIFIER}-heatmaps", f"{GENERATOR}-quality"
 IMAGES, SITES, STUDY = f"{GENERATOR}-images", f"{GENERATOR}-sites", "runs/ham10000-synthetic"
@@ -48,9 +47,7 @@ class Stage:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m model_cards.reproduce", description=__doc__.partition("\n")[0], allow_abbrev=False
-    )
+    parser = Parser(prog="python -m release.reproduce", description=__doc__.partition("\n")[0])
     parser.add_argument("--data_dir", required=True, help="folder of the raw HAM10000")
     parser.add_argument("--weights", required=True, help="ImageNet weights of mobilenetv2_100 as safetensors")
     parser.add_argument("--stages", nargs="+", metavar="STAGE", help="only these, in the plan's order")
@@ -200,7 +197,7 @@ def run(name: str, command: list[str]) -> None:
 
 
 def write_cards() -> None:
-    """Into this folder, of every run that is whole: its card, and the table of all of them."""
+    """Into model_cards/, of every run that is whole: its card, and the table of all of them."""
     for name in [*CLASSIFIERS, *GENERATORS]:
         folder = Path("runs", name)
         if not (folder / "README.md").is_file():

@@ -1,6 +1,6 @@
 """Fitzpatrick17k's images: which of them a folder has, whole and unmodified, and fetching those that it lacks."""
 
-import concurrent.futures
+import functools
 import hashlib
 import io
 import os
@@ -10,14 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import PIL.Image
-import tqdm.auto
 
 from melanoma_fair_xai.base.errors import READ_ERRORS, read_problem
+from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.images import image_content_problem
 
-from .common import index_files, read_bytes
-from .downloads import fetch_all
-from .duplicates import perceptual_hash
+from ..downloads import fetch_all
+from ..duplicates import perceptual_hash
+from ..raw_files import index_files, inspect_files, read_bytes
 
 FAILURES_NAME = "download_failures.csv"
 
@@ -42,8 +42,12 @@ class ImageFile(NamedTuple):
     hash: np.ndarray | None = None
 
 
-def inspect_image(image_id: str, references: Sequence[str], allow_modified: bool, hashed: bool = True) -> ImageFile:
-    """The first usable of an image's files, else the first; with its perceptual hash if `hashed`."""
+def inspect_image(found: tuple[str, Sequence[str]], allow_modified: bool, hashed: bool = True) -> ImageFile:
+    """The first usable of an image's files, else the first; with its perceptual hash if `hashed`.
+
+    `found` is the image's id, and references to its files.
+    """
+    image_id, references = found
     first = ImageFile(image_id)
     for reference in references:
         try:
@@ -61,24 +65,32 @@ def inspect_image(image_id: str, references: Sequence[str], allow_modified: bool
 
 
 def inspect_images(
-    image_ids: Sequence[str], index: Mapping[str, Sequence[str]], allow_modified: bool, hashed: bool = True
+    image_ids: Sequence[str],
+    index: Mapping[str, Sequence[str]],
+    allow_modified: bool,
+    hashed: bool = True,
+    num_proc: int = 1,
 ) -> pd.DataFrame:
-    """`inspect_image` for many, on all cores; `index` is that of `index_files`. One row per id, in order."""
-    with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = pool.map(lambda name: inspect_image(name, index.get(name, ()), allow_modified, hashed), image_ids)
-        progress = tqdm.auto.tqdm(found, total=len(image_ids), desc="checking images", unit="image")
-        return pd.DataFrame(list(progress), columns=ImageFile._fields)
+    """`inspect_image` of many, by `num_proc` processes; `index` is that of `index_files`. A row per id, in order."""
+    look = functools.partial(inspect_image, allow_modified=allow_modified, hashed=hashed)
+    found = inspect_files(look, [(name, index.get(name, ())) for name in image_ids], num_proc)
+    return pd.DataFrame(found, columns=ImageFile._fields)
 
 
 def download_images(
-    annotations: pd.DataFrame, folder: str, allow_modified: bool = False, requests_per_second: float = 2.0, **options
+    annotations: pd.DataFrame,
+    folder: str,
+    allow_modified: bool = False,
+    requests_per_second: float = 2.0,
+    num_proc: int = 1,
+    **options,
 ) -> pd.DataFrame:
     """Fetch what `folder` lacks into its `images/`, and write what could not be had to `download_failures.csv` there.
 
     Files that are there and whole are kept, so an interrupted download goes on where it stopped. `options` go to
     `fetch_all`. Returns the failures: image_id, url, reason.
     """
-    files = inspect_images(annotations["image_id"], index_files(folder), allow_modified, hashed=False)
+    files = inspect_images(annotations["image_id"], index_files(folder), allow_modified, False, num_proc)
     lacking = annotations[(files["problem"] != "").to_numpy()]
     url_of = dict(zip(lacking["image_id"], lacking["url"], strict=True))
     failures = [(image_id, "", "the annotations give no URL") for image_id, url in url_of.items() if not url]
@@ -92,15 +104,11 @@ def download_images(
             if reason:
                 failures.append((image_id, wanted[image_id], reason))
             else:
-                _write_whole(os.path.join(images, f"{image_id}.jpg"), content)
+                with atomic_path(os.path.join(images, f"{image_id}.jpg")) as path:
+                    path.write_bytes(content)
     finally:
         table = pd.DataFrame(failures, columns=["image_id", "url", "reason"])
-        _write_whole(os.path.join(folder, FAILURES_NAME), table.to_csv(index=False).encode())
+        with atomic_path(os.path.join(folder, FAILURES_NAME)) as path:
+            table.to_csv(path, index=False)
     print(f"{len(url_of) - len(table):,} fetched; {len(table):,} could not be had, listed in {FAILURES_NAME}")
     return table
-
-
-def _write_whole(path: str, content: bytes) -> None:
-    with open(path + ".partial", "wb") as file:
-        file.write(content)
-    os.replace(path + ".partial", path)

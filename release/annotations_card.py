@@ -1,22 +1,26 @@
 """A card of Fitzpatrick17k's annotations, for whoever has no images: who is in it, and who is not.
 
-    python -m model_cards.fitzpatrick17k raw/fitzpatrick17k
+    python -m release.annotations_card raw/fitzpatrick17k
 
 With the images, `python -m dataset_scripts.fitzpatrick17k` writes the card of what could be had of them.
 """
 
-import argparse
+import dataclasses
 from pathlib import Path
 
 import pandas as pd
 from huggingface_hub import DatasetCardData
 
-from dataset_scripts.common import LOCAL_USE_ONLY
-from dataset_scripts.fitzpatrick17k import CITATION, CONFIGURATIONS, LICENSE, Fitzpatrick17k
-from dataset_scripts.fitzpatrick17k_annotations import ANNOTATIONS_NAME, HOMEPAGE, read_annotations
+from dataset_scripts.fitzpatrick17k.annotations import read_annotations
+from dataset_scripts.fitzpatrick17k.configurations import ANNOTATIONS_NAME, CONFIGURATIONS
+from dataset_scripts.sources import SOURCES
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.flags import Parser
 from melanoma_fair_xai.base.tables import markdown_table
+from release.tables import CARDS
+
+SOURCE = SOURCES["fitzpatrick17k"]
 
 CARD = """---
 {metadata}
@@ -60,7 +64,7 @@ The atlas goes along with the skin type, so a model can seem to tell types apart
 ## Again
 
 ```sh
-python -m model_cards.fitzpatrick17k raw/fitzpatrick17k   # the folder of {table}, from {homepage}
+python -m release.annotations_card raw/fitzpatrick17k   # the folder of {table}, from {homepage}
 ```
 
 ## Licence and citation
@@ -74,12 +78,10 @@ Annotations: {licence}.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m model_cards.fitzpatrick17k", description=__doc__.partition("\n")[0], allow_abbrev=False
-    )
+    parser = Parser(prog="python -m release.annotations_card", description=__doc__.partition("\n")[0])
     parser.add_argument("data_dir", help=f"folder of {ANNOTATIONS_NAME}")
     card = annotations_card(read_annotations(str(Path(parser.parse_args().data_dir, ANNOTATIONS_NAME))))
-    folder = Path(__file__).parent / "fitzpatrick17k"
+    folder = CARDS / "fitzpatrick17k"
     folder.mkdir(exist_ok=True)
     with atomic_path(folder / "README.md") as path:
         path.write_text(card, encoding="utf-8")
@@ -103,14 +105,14 @@ def annotations_card(annotations: pd.DataFrame) -> str:
         rows = usable[chosen(usable)]
         configurations.append((f"`{name}`", text, f"{len(rows):,}", f"{(rows['melanoma'] == 'melanoma').sum():,}"))
     metadata = DatasetCardData(
-        license=LICENSE,
-        pretty_name=f"{Fitzpatrick17k.pretty_name}, annotations",
-        tags=[tag for tag in Fitzpatrick17k.tags if tag != LOCAL_USE_ONLY],  # that is for images
+        license=SOURCE.licence,
+        pretty_name=f"{SOURCE.title}, annotations",
+        tags=dataclasses.replace(SOURCE, may_be_published=True).card_tags,  # the annotations may
         task_categories=["image-classification"],
     )
     return CARD.format(
         metadata=metadata.to_yaml().strip(),
-        about=Fitzpatrick17k.about,
+        about=SOURCE.about,
         configurations=markdown_table(["name", "which", "usable rows", "melanomas"], configurations),
         reasons="; ".join(f"{reason} ({count:,})" for reason, count in excluded.items()),
         types=_counts("skin type", types),
@@ -118,9 +120,9 @@ def annotations_card(annotations: pd.DataFrame) -> str:
         melanomas=types["melanomas"].sum(),
         sources=_counts("skin type", sources),
         table=ANNOTATIONS_NAME,
-        homepage=HOMEPAGE,
-        licence=LICENSE,
-        citation=CITATION,
+        homepage=SOURCE.homepage,
+        licence=SOURCE.licence,
+        citation=SOURCE.citation,
     )
 
 

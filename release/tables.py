@@ -1,6 +1,6 @@
-"""The tables of released results in this folder's README.md, made of the data beside them and of nothing else.
+"""The tables of released results in model_cards/README.md, made of the data beside it and of nothing else.
 
-python -m model_cards.results
+python -m release.tables
 """
 
 import math
@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dataset_scripts.common import UNKNOWN
+from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.tables import markdown_table
@@ -20,7 +20,7 @@ from melanoma_fair_xai.fairness.rows import NOT_ESTIMABLE, with_interval
 from melanoma_fair_xai.hub.card import read_json, read_table
 from melanoma_fair_xai.hub.classifier_card import metric_rows
 
-CARDS = Path(__file__).parent
+CARDS = Path(__file__).resolve().parents[1] / "model_cards"
 MARKED = re.compile(r"(<!-- table: ([a-z-]+) -->\n).*?(<!-- end of table -->)", re.DOTALL)
 CLASSIFIERS = {
     "ham10000-mobilenetv2": "MobileNetV2, from ImageNet",
@@ -35,10 +35,6 @@ SHOWN = ("roc_auc", "sensitivity", "specificity", "balanced_accuracy", "calibrat
 IN_GROUPS = ("roc_auc", "sensitivity", "specificity", "calibration_slope")
 QUALITY = ("kid", "precision", "recall", "coverage")
 NOT_RUN, COMPARISONS = "not run", "comparisons"
-
-
-def main() -> None:
-    update_readme()
 
 
 def update_readme(readme: Path = CARDS / "README.md") -> None:
@@ -197,4 +193,4 @@ TABLES: dict[str, Callable[[], str]] = {
 
 
 if __name__ == "__main__":
-    run_command(main)
+    run_command(update_readme)

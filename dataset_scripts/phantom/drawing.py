@@ -13,7 +13,7 @@ import numpy as np
 import PIL.Image
 import PIL.ImageDraw
 
-from .skin_colour import lab_to_rgb
+from ..skin_colour import lab_to_rgb
 
 FIELD_OF_VIEW_MM = 20.0
 MAX_DARKENING = 31.0  # in L*; the darkest skin drawn has L* near 32, and its lesions must still differ from black
@@ -295,3 +295,4 @@ ARTEFACTS: dict[str, Callable[[np.random.Generator, int], _Layer]] = {
     "ruler": draw_ruler,
     "dark_corner": draw_dark_corner,
 }
+ARTEFACT_BITS = {name: 1 << bit for bit, name in enumerate(ARTEFACTS)}

@@ -1,0 +1,104 @@
+"""Preparing a data set: a folder of Parquet with its card, split manifest and list of what was skipped."""
+
+import glob
+import hashlib
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import file_digest
+from melanoma_fair_xai.base.processes import available_cores
+from melanoma_fair_xai.base.publication import CARD_NAME
+
+from .builder import LesionBuilder
+from .dataset_card import dataset_card
+from .splits import MANIFEST_NAME
+
+
+def check_output_dir(output_dir: str, overwrite: bool) -> None:
+    """Raise UserError if a data set must not be written there; for asking before a long download, too."""
+    if os.path.lexists(output_dir) and not os.path.isdir(output_dir):
+        raise UserError(f"{output_dir}: is a file; choose another --output_dir")
+    if os.path.isdir(output_dir) and os.listdir(output_dir):
+        if not overwrite:
+            raise UserError(f"{output_dir}: not empty; choose another --output_dir or give --overwrite_output_dir")
+        if not os.path.isfile(os.path.join(output_dir, MANIFEST_NAME)):
+            raise UserError(f"{output_dir}: not a prepared data set, so it will not be overwritten")
+
+
+def prepare_parquet(
+    builder: LesionBuilder, output_dir: str, overwrite: bool = False, num_proc: int | None = None
+) -> None:
+    """Write a data set as Parquet with the image bytes inside, its card (`README.md`), manifest and list of skipped.
+
+    The folder appears whole or not at all; an earlier one stays until the new one is whole. Its bytes do not depend on
+    `num_proc`, the number of processes (default: as many as there are cores). Afterwards `load_dataset(output_dir)`
+    reads it with any version of datasets, and never from a stale cache.
+    Raises UserError if the folder holds anything and `overwrite` is not given, or holds no prepared data set.
+    """
+    output_dir = os.path.abspath(output_dir)
+    check_output_dir(output_dir, overwrite)
+    builder.num_proc = num_proc or available_cores()
+    partial, previous = output_dir + ".partial", output_dir + ".previous"
+    shutil.rmtree(partial, ignore_errors=True)
+    os.makedirs(partial)
+    try:
+        _fill(builder, partial)
+        shutil.rmtree(previous, ignore_errors=True)
+        if os.path.isdir(output_dir):
+            os.replace(output_dir, previous)
+        os.replace(partial, output_dir)
+    except BaseException:
+        if os.path.isdir(previous) and not os.path.isdir(output_dir):
+            os.rename(previous, output_dir)
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    shutil.rmtree(previous, ignore_errors=True)
+
+
+def next_step(output_dir: str, name: str) -> str:
+    """What a command says at its end: where the data set is, and how to train on it."""
+    launch = f"accelerate launch train_classifier.py --dataset_name {output_dir} --output_dir runs/{name}"
+    return f"written to {output_dir}; train on it:\n  {launch}"
+
+
+def _fill(builder: LesionBuilder, folder: str) -> None:
+    built = os.path.join(folder, "built")
+    builder.download_and_prepare(built, file_format="parquet")
+    shards = {name: _shards(built, f"{builder.dataset_name}-{name}") for name in builder.info.splits}
+    digests = " ".join(file_digest(path) for path in sum(shards.values(), []))
+    # load_dataset caches a folder by its card alone: with its content in the names there, nothing stale is served.
+    data = f"data/{hashlib.sha256(digests.encode()).hexdigest()[:12]}"
+    os.makedirs(os.path.join(folder, data))
+    for name, paths in shards.items():
+        for number, path in enumerate(paths):
+            os.replace(path, os.path.join(folder, data, f"{name}-{number:05d}-of-{len(paths):05d}.parquet"))
+    for path in glob.glob(f"{glob.escape(built)}/*.csv"):  # the manifest, the skipped, and what a data set adds
+        os.replace(path, os.path.join(folder, os.path.basename(path)))
+    shutil.rmtree(built)
+    for name in os.listdir(folder):
+        if name.endswith(".lock"):
+            os.remove(os.path.join(folder, name))
+    card = dataset_card(builder, {name: f"{data}/{name}-*.parquet" for name in shards})
+    with open(os.path.join(folder, CARD_NAME), "w", encoding="utf-8") as file:
+        file.write(card)
+
+
+def _shards(folder: str, prefix: str) -> list[str]:
+    """The Parquet files of one split as `datasets` names them: prefix.parquet, or prefix-00000-of-00002.parquet ..."""
+    pattern = re.compile(re.escape(prefix) + r"(-\d+-of-\d+)?\.parquet")
+    return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if pattern.fullmatch(name)]
+
+
+def summarise(records: Mapping[str, Sequence]) -> str:
+    """Counts to check a loader against: images, lesions, and images and lesions per diagnosis."""
+    frame = pd.DataFrame({name: np.asarray(records[name]) for name in ("image_id", "lesion_id", "diagnosis")})
+    lines = [f"{len(frame):,} images, {frame['lesion_id'].nunique():,} lesions"]
+    for name, rows in sorted(frame.groupby("diagnosis"), key=lambda item: -len(item[1])):
+        lines.append(f"  {name}: {len(rows):,} images, {rows['lesion_id'].nunique():,} lesions")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""What makes the released results again, and the pages that show them; they stand in model_cards/."""
