@@ -19,7 +19,6 @@ REASONS_NOT_TO_RUN = (
     "# needs your token",
     "# needs several GPUs",
     "# needs two machines",
-    "# needs datasets 3.6",
 )
 
 # What turns real data and large settings into phantoms and small ones: (in which commands, pattern, replacement).
