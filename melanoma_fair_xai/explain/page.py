@@ -150,10 +150,7 @@ def render_page(
         artefacts=artefact_rows(overall),
         margin=TRAP_MARGIN,
         pictures=pictures,
-        versions={
-            "Python": platform.python_version(),
-            **{own.__name__: own.__version__ for own in (torch, timm, captum)},
-        },
+        versions={"Python": platform.python_version(), **VERSIONS},
     )
 
 
