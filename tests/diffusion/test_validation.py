@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from diffusers import ImagePipelineOutput
 from matplotlib.figure import Figure
 
-from dataset_scripts.common import SKIN_TYPES, UNKNOWN
+from dataset_scripts.schema import SKIN_TYPES, UNKNOWN
 from melanoma_fair_xai.diffusion import validation
 from melanoma_fair_xai.diffusion.data import Conditions
 from melanoma_fair_xai.diffusion.process import make_noise_scheduler
