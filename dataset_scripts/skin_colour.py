@@ -49,6 +49,11 @@ def individual_typology_angle(lab: np.ndarray) -> np.ndarray:
     return np.degrees(np.arctan2(lab[..., 0] - 50, lab[..., 2]))
 
 
+def lightness_at(ita: float, yellow: float) -> float:
+    """The L* of a colour with this ITA, from -90 to 90 degrees, and this b*."""
+    return 50 + yellow * np.tan(np.radians(ita))
+
+
 def measure_ita(image: bytes, mask: bytes | None) -> float | None:
     """ITA in degrees of the skin in an image file, outside the lesion that a mask file of the same size shows.
 

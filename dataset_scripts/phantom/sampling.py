@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..schema import MELANOMA_NAMES, SKIN_TYPES, UNKNOWN
+from ..skin_colour import lightness_at
 from .drawing import ARTEFACTS, Lesion, View
 from .settings import TONE_BIAS_GRADES, PhantomSettings
 
@@ -86,7 +87,7 @@ def _skin_colour(ita: float, rng: np.random.Generator) -> tuple[float, float, fl
     """A skin's (L*, a*, b*) with exactly this ITA. Dark skin has less yellow, as skin has, which keeps L* over 32."""
     darkness = np.clip((-5 - ita) / 30, 0, 1)
     yellow = 16 + rng.uniform(-1.8, 1.8) - 2.8 * darkness
-    return 50 + yellow * np.tan(np.radians(ita)), rng.uniform(9, 14) - 1.5 * darkness, yellow
+    return lightness_at(ita, yellow), rng.uniform(9, 14) - 1.5 * darkness, yellow
 
 
 def _sample_person(rng: np.random.Generator, melanoma: bool) -> dict:

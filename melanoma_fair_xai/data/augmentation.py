@@ -11,7 +11,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dataset_scripts.skin_colour import lab_to_rgb
+from dataset_scripts.skin_colour import lab_to_rgb, lightness_at
 from melanoma_fair_xai.base.seeding import sample_generator
 
 # Rec. 709 luma, the grey that saturation moves towards.
@@ -19,7 +19,7 @@ LUMA = (0.2126, 0.7152, 0.0722)
 PARAMETERS = ("angle", "flip", "scale_x", "scale_y", "shift_x", "shift_y", "brightness", "contrast", "saturation")
 PARAMETERS += ("red", "green", "blue", "shade_x", "shade_y")
 TYPICAL_ITA = 20.0  # degrees, tan: in the middle of what skin can have
-TYPICAL_SKIN = (50 + 15 * math.tan(math.radians(TYPICAL_ITA)), 12.0, 15.0)  # (L*, a*, b*)
+TYPICAL_SKIN = (lightness_at(TYPICAL_ITA, 15.0), 12.0, 15.0)  # (L*, a*, b*)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +63,7 @@ def tone_gain(shift: float) -> np.ndarray:
     They lead from TYPICAL_SKIN to the skin of another lightness and the same a* and b*, the axis along which ITA
     describes skin. A whole image is multiplied by them, as pigment in the skin above a lesion filters its light too.
     """
-    lightness = 50 + TYPICAL_SKIN[2] * math.tan(math.radians(TYPICAL_ITA + shift))
+    lightness = lightness_at(TYPICAL_ITA + shift, TYPICAL_SKIN[2])
     return lab_to_rgb([lightness, *TYPICAL_SKIN[1:]]) / lab_to_rgb(TYPICAL_SKIN)
 
 

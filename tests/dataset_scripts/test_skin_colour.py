@@ -14,6 +14,7 @@ from dataset_scripts.phantom.sampling import sample_lesion, sample_view
 from dataset_scripts.skin_colour import (
     individual_typology_angle,
     lab_to_rgb,
+    lightness_at,
     measure_ita,
     rgb_to_lab,
     skin_pixels,
@@ -52,6 +53,7 @@ def test_lab_round_trip():
 def test_ita_of_known_colours():
     lab = np.array([[70, 10, 20], [50, 3, 15], [40, 10, 10 * np.sqrt(3)]])
     np.testing.assert_allclose(individual_typology_angle(lab), [45, 0, -30], atol=1e-9)
+    np.testing.assert_allclose([lightness_at(*angle) for angle in ((45, 20), (0, 15), (-30, 10 * 3**0.5))], lab[:, 0])
 
 
 @pytest.mark.parametrize("size", [32, 96, 200])
