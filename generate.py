@@ -7,6 +7,7 @@ The folder is an ImageFolder that `load_dataset` and `train_classifier.py --synt
 again to go on after an interruption.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, make_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,7 +21,7 @@ from tqdm.auto import tqdm
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.base.files import PARTIAL_PREFIX, atomic_path, plain, write_json
 from melanoma_fair_xai.data.cache import decode_once
-from melanoma_fair_xai.data.loading import Records, is_synthetic, load_records
+from melanoma_fair_xai.data.loading import ColumnNames, Records, is_synthetic, load_records
 from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.diffusion.copies import CopyFinder
 from melanoma_fair_xai.diffusion.data import pixel_config
@@ -98,7 +99,7 @@ def main() -> None:
     with explained_errors("--batch_size"):
         accelerator = create_accelerator()
         pipeline = load_pipeline(arguments.model_name_or_path, arguments.revision)
-        records = load_data(accelerator, arguments)
+        records = load_data(accelerator, arguments, pipeline.conditioner.names)
         conditions = plan(arguments, pipeline, records)
         notes = check_conditions(pipeline.conditioner, conditions, arguments.conditions or "conditions")
         accelerator.print("\n".join(f"warning: {note}" for note in notes), end="\n" if notes else "")
@@ -142,13 +143,14 @@ def check_arguments(arguments: GenerateArguments) -> None:
         raise UserError(f"--guidance_interval {' '.join(map(str, interval))}: give two shares, as in 0.2 0.8")
 
 
-def load_data(accelerator: Accelerator, arguments: GenerateArguments) -> Records | None:
-    """The data set that conditions are drawn from or copies are looked for in, if any."""
+def load_data(accelerator: Accelerator, arguments: GenerateArguments, names: Sequence[str]) -> Records | None:
+    """The data set that the conditions `names` are drawn from or copies are looked for in, if any."""
     name = arguments.like or arguments.reject_copies
     if name is None:
         return None
     with accelerator.local_main_process_first():
-        records = load_records(name, arguments.dataset_config_name, arguments.data_dir)
+        columns = ColumnNames(groups=tuple(names) if arguments.like else ())
+        records = load_records(name, arguments.dataset_config_name, arguments.data_dir, columns)
     if is_synthetic(records.table).any():
         raise UserError(f"{name}: holds generated images; name the real data set")
     return records

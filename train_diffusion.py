@@ -23,6 +23,7 @@ from melanoma_fair_xai.base.files import atomic_path, write_json
 from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.loading import UNUSABLE, Records, training_rows
+from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.diffusion.data import find_conditions, pixel_config
 from melanoma_fair_xai.diffusion.export import export_pipeline
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
@@ -50,9 +51,7 @@ class ConditionArguments(DataArguments):
 
     conditions: list[str] = field(
         default_factory=list,
-        metadata={
-            "help": "Of diagnosis, sex, age, localization, fitzpatrick, ita; default: all that the data set knows."
-        },
+        metadata={"help": f"Of {', '.join(CONDITIONS)}; default: all that the data set knows."},
     )
     diagnosis_labels: Literal["diagnosis", "melanoma"] = field(
         default="diagnosis", metadata={"help": "Condition on the data set's own diagnoses, or on melanoma or not."}
@@ -213,7 +212,7 @@ def dry_run(
 
 def load(accelerator: Accelerator, data: ConditionArguments) -> Records:
     with accelerator.local_main_process_first():
-        records = data.load()
+        records = data.load(own_columns=[name for name in data.conditions if name in CONDITIONS])
     if data.diagnosis_labels == "melanoma":
         names = np.array(["benign", "melanoma"])
         records.table["diagnosis"] = names[records.table["melanoma"].to_numpy(dtype=int)]

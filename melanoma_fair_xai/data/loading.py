@@ -208,7 +208,7 @@ def _read_table(part: datasets.Dataset, columns: ColumnNames, name: str, split: 
             table[group] = _names(meta, group) if group in meta.column_names else UNKNOWN
     for group in (*columns.groups, *(c for c in ("dx_type", "synthetic") if c in meta.column_names)):
         if group not in table:
-            table[group] = _names(meta, need(group, "--group_by"))
+            table[group] = _names(meta, need(group, "--group_by or --conditions"))
     if columns.label:
         table["diagnosis"] = _names(meta, need(columns.label, "--label_column_name"))
         table["melanoma"] = _positive(table["diagnosis"], columns, name)

@@ -42,7 +42,7 @@ class Conditions:
 
         Names that training never saw are unknown.
         """
-        return {name: encoder.encode(table[name]).numpy() for name, encoder in self.encoders.items()}
+        return {name: encoder.encode(condition_column(table, name)).numpy() for name, encoder in self.encoders.items()}
 
     def unknown(self) -> dict[str, Any]:
         """The encoded value of each condition that stands for unknown."""
@@ -63,7 +63,8 @@ def find_conditions(table: pd.DataFrame, asked: list[str], where: str) -> Condit
     for name, condition in CONDITIONS.items():
         if name not in table or (asked and name not in asked):
             continue
-        values = table[name][table[name].notna() & (table[name] != UNKNOWN)]
+        values = condition_column(table, name)
+        values = values[values.notna() & (values != UNKNOWN)]
         if values.empty:
             if asked:
                 raise UserError(f"--conditions {name}: {where} knows it of no training image; leave it out")
@@ -78,6 +79,11 @@ def find_conditions(table: pd.DataFrame, asked: list[str], where: str) -> Condit
         *others, last = CONDITIONS
         raise UserError(f"{where}: no {', '.join(others)} or {last} is known of any training image")
     return Conditions(vocabularies, counts)
+
+
+def condition_column(table: pd.DataFrame, name: str) -> pd.Series:
+    """What a table knows of a condition; of a measure as numbers, since a user's own columns are read as text."""
+    return pd.to_numeric(table[name], errors="coerce") if CONDITIONS[name].is_measure else table[name]
 
 
 def ordered_names(name: str, values: pd.Series) -> list[str]:

@@ -26,6 +26,7 @@ from melanoma_fair_xai.base.hub_client import local_folder
 from melanoma_fair_xai.base.images import image_content_problem
 from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.diffusion.conditions import CONDITIONS
+from melanoma_fair_xai.diffusion.data import condition_column
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner, is_unknown
 
 SCHEDULERS = {
@@ -105,7 +106,8 @@ def drawn_conditions(
         weights = 1 / keys.map(keys.value_counts())
         weights = weights / weights.sum()
     rows = np.random.default_rng(seed).choice(len(table), size=number, p=weights)
-    return table[list(names)].iloc[rows].reset_index(drop=True)
+    drawn = table.iloc[rows].reset_index(drop=True)
+    return pd.DataFrame({name: condition_column(drawn, name) for name in names})
 
 
 def read_conditions(path: str) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from pathlib import Path
 import diffusers
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
 
@@ -53,7 +54,7 @@ def planted(monkeypatch, tmp_path) -> tuple[diffusers.DiffusionPipeline, Path]:
     for condition in eval(PLANTED, {"Condition": Condition}):
         monkeypatch.setitem(CONDITIONS, condition.name, condition)
     known = {"monk": ["1", "2"], "diameter": [4.0, 13.0], "diagnosis": ["mel", "nv"]}
-    found = find_conditions(pd.DataFrame(known).loc[[0, 1] * 60], [], "here")
+    found = find_conditions(pd.DataFrame(known).loc[[0, 1] * 60].astype({"diameter": str}), [], "here")
     torch.manual_seed(0)
     networks = create_networks(
         found, resolution=8, block_out_channels=[16, 32], layers_per_block=1, attention_resolutions=[]
@@ -102,6 +103,16 @@ def test_a_planted_condition_has_a_flag_and_a_column(planted, tmp_path):
     asked = pd.read_csv(tmp_path / "asked" / "metadata.csv")
     assert asked["monk"].tolist() == [2, 2] and asked["diameter"].tolist() == [12, 3]
     assert asked["diagnosis"].isna().all() and asked["age"].isna().all()
+    data = tmp_path / "data"
+    data.mkdir()
+    names = [f"{number}.png" for number in range(8)]
+    for name in names:
+        PIL.Image.new("RGB", (8, 8), (200, 150, 130)).save(data / name)
+    known = {"monk": [1, 2] * 4, "diameter": [None, 13] * 4, "melanoma": [0, 1] * 4, "diagnosis": ["nv", "mel"] * 4}
+    pd.DataFrame({"file_name": names, "lesion_id": names, **known}).to_csv(data / "metadata.csv", index=False)
+    run(PLANT, tmp_path, *flags, tmp_path / "like", "--like", data, "--num_images", 6)
+    like = pd.read_csv(tmp_path / "like" / "metadata.csv")
+    assert set(zip(like["monk"], like["diameter"].fillna(-1), strict=True)) == {(1, -1), (2, 13)}
     (tmp_path / "table.csv").write_text("monk,diameter\n1,\n,12.5\n")
     run(PLANT, tmp_path, *flags, tmp_path / "listed", "--conditions", tmp_path / "table.csv")
     listed = pd.read_csv(tmp_path / "listed" / "metadata.csv")
@@ -125,8 +136,11 @@ def test_a_config_that_does_not_say_its_conditions_means_the_first_six():
     def line(layer: str, values: np.ndarray) -> np.ndarray:
         return weights[f"{layer}.weight"] @ values + weights[f"{layer}.bias"]
 
-    angles = np.pi * 55 / 120 * 2.0 ** np.arange(6)
-    total = line("measures.age", np.concatenate([np.sin(angles), np.cos(angles)])) + weights["unknown.ita"]
+    def waves(share: float) -> np.ndarray:
+        angles = np.pi * share * 2.0 ** np.arange(6)
+        return np.concatenate([np.sin(angles), np.cos(angles)])
+
+    total = line("measures.age", waves(55 / 120)) + line("measures.ita", waves((45 + 180) / 360))
     places = [
         config["vocabularies"]["diagnosis"].index("mel"),
         2,
@@ -135,7 +149,7 @@ def test_a_config_that_does_not_say_its_conditions_means_the_first_six():
     total += sum(weights[name][place] for name, place in zip(categories, places, strict=True))
     hidden = line("project.0", total)
     expected = line("project.2", hidden / (1 + np.exp(-hidden)))
-    asked = conditioner.encode({"diagnosis": ["mel"], "age": [55], "localization": ["back"]}, 1)
+    asked = conditioner.encode({"diagnosis": ["mel"], "age": [55], "localization": ["back"], "ita": [45]}, 1)
     np.testing.assert_allclose(conditioner(asked)[0].detach().numpy(), expected, atol=1e-5)
 
 
