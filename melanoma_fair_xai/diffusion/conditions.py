@@ -6,44 +6,50 @@ Nothing heavy is imported, so that flags can be made of it before anything else 
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
+
+from dataset_scripts.schema import SEXES, SKIN_TYPES
 
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """A category, or, where it has a range, a measure.
+    """A measure, where it has a unit: a number from `low` to `high`, counted in bands of `width`. Else a category.
 
-    `values` says what the names of a category are, which the training images give, or the unit of a measure. That is a
-    number from `low` to `high`, of which training images are counted in bands of `width`.
+    The names of a category are `names` in this order, or those that training images have, in the alphabet's.
     """
 
     name: str
-    values: str
+    names: Sequence[str] = ()
+    unit: str | None = None
     low: float | None = None
     high: float | None = None
     width: float | None = None
 
     @property
     def is_measure(self) -> bool:
-        return self.low is not None
+        return self.unit is not None
 
     def config(self) -> dict[str, Any]:
         """What a `LesionConditioner` needs of the row."""
-        measure = {"unit": self.values, "low": self.low, "high": self.high, "width": self.width}
+        measure = {"unit": self.unit, "low": self.low, "high": self.high, "width": self.width}
         return {"name": self.name} | (measure if self.is_measure else {})
 
     def help(self) -> str:
-        return f"{self.values}, {self.low:g} to {self.high:g}" if self.is_measure else self.values
+        """What can be asked for, in a line."""
+        if self.is_measure:
+            return f"{self.unit}, {self.low:g} to {self.high:g}"
+        return ", ".join(self.names) or "as the training data name it"
 
 
 CONDITIONS = {
     condition.name: condition
     for condition in (
-        Condition("diagnosis", "names of the training data"),
-        Condition("sex", "female, male"),
-        Condition("localization", "body sites of the training data"),
-        Condition("fitzpatrick", "I to VI"),
-        Condition("age", "years", 0.0, 120.0, width=10.0),
-        Condition("ita", "degrees", -180.0, 180.0, width=10.0),
+        Condition("diagnosis"),
+        Condition("sex", SEXES),
+        Condition("localization"),
+        Condition("fitzpatrick", SKIN_TYPES),
+        Condition("age", unit="years", low=0.0, high=120.0, width=10.0),
+        Condition("ita", unit="degrees", low=-180.0, high=180.0, width=10.0),
     )
 }

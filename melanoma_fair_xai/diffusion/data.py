@@ -4,12 +4,11 @@ import dataclasses
 import functools
 from typing import Any
 
-import datasets
 import numpy as np
 import pandas as pd
 import torch
 
-from dataset_scripts.schema import UNKNOWN, record_features
+from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.data.images import Preprocessing
@@ -73,7 +72,7 @@ def find_conditions(table: pd.DataFrame, asked: list[str], where: str) -> Condit
             encoder = Measure(**condition.config(), counts={})
             counts[name] = values.map(lambda value, encoder=encoder: encoder.parse(value)[0]).value_counts().to_dict()
         else:
-            vocabularies[name] = ordered_names(name, values)
+            vocabularies[name] = [word for word in condition.names or sorted(set(values)) if word != UNKNOWN]
             counts[name] = {word: int((values == word).sum()) for word in vocabularies[name]}
     if not counts:
         *others, last = CONDITIONS
@@ -84,13 +83,6 @@ def find_conditions(table: pd.DataFrame, asked: list[str], where: str) -> Condit
 def condition_column(table: pd.DataFrame, name: str) -> pd.Series:
     """What a table knows of a condition; of a measure as numbers, since a user's own columns are read as text."""
     return pd.to_numeric(table[name], errors="coerce") if CONDITIONS[name].is_measure else table[name]
-
-
-def ordered_names(name: str, values: pd.Series) -> list[str]:
-    """The names that a category can take: those of the record schema, in its order, else those that occur."""
-    feature = record_features(()).get(name)
-    names = feature.names if isinstance(feature, datasets.ClassLabel) else []
-    return [word for word in names or sorted(set(values)) if word != UNKNOWN]
 
 
 class DiffusionDataset(torch.utils.data.Dataset):

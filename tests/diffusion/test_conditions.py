@@ -23,7 +23,7 @@ from melanoma_fair_xai.diffusion.process import make_noise_scheduler
 
 REPOSITORY = Path(table_of_conditions.__file__).parents[2]
 # A category and a measure that no data set here has.
-PLANTED = 'Condition("monk", "1 to 10"), Condition("diameter", "millimetres", 0.0, 60.0, width=5.0)'
+PLANTED = 'Condition("monk", ["2", "1"]), Condition("diameter", unit="millimetres", low=0.0, high=60.0, width=5.0)'
 PLANT = f"""
 import sys
 from melanoma_fair_xai.diffusion.conditions import CONDITIONS, Condition
@@ -38,7 +38,7 @@ pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code
 pipeline.set_progress_bar_config(disable=True)
 generators = [torch.Generator().manual_seed(seed) for seed in (3, 4)]
 options = dict(generator=generators, num_inference_steps=2, output_type="np")
-numpy.save(output, pipeline(monk=["2", 0], diameter=[12, None], **options).images)
+numpy.save(output, pipeline(monk=["2", 1], diameter=[12, None], **options).images)
 for wrong in ({"monk": "11"}, {"diameter": 70}, {"diameter": 42}):
     try:
         pipeline(**wrong)
@@ -90,7 +90,7 @@ def test_a_planted_condition_is_learned_exported_and_asked_for_elsewhere(planted
     said = run(ELSEWHERE, tmp_path, folder, tmp_path / "images.npy", isolated=True).splitlines()
     np.testing.assert_allclose(np.load(tmp_path / "images.npy"), images, atol=1e-4)
     assert said == [
-        "monk '11': unknown to this model; it knows 1 (60), 2 (60)",
+        "monk '11': unknown to this model; it knows 2 (60), 1 (60)",
         "diameter 70: not a number of millimetres from 0 to 60",
         "diameter 42: training never saw it; it saw 0 to 5 (60), 10 to 15 (60)",
     ]
