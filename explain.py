@@ -7,78 +7,75 @@
 `accelerate launch explain.py ...` shares the work among processes. What is in --output_dir is described in the README.
 """
 
+from __future__ import annotations
+
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import datasets
-import numpy as np
-import pandas as pd
-from accelerate import Accelerator
-from accelerate.utils import set_seed
-
-from dataset_scripts.schema import SKIPPED_NAME, UNKNOWN
 from melanoma_fair_xai.base.errors import UserError, run_command
-from melanoma_fair_xai.base.files import atomic_path
-from melanoma_fair_xai.base.images import IMAGE_SUFFIXES
-from melanoma_fair_xai.classifier.export import ClassifierInfo, load_classifier
+from melanoma_fair_xai.base.flags import flag
 from melanoma_fair_xai.data.arguments import DataArguments
-from melanoma_fair_xai.data.cache import decode_once
-from melanoma_fair_xai.data.loading import UNUSABLE, Records
-from melanoma_fair_xai.data.masks import decode_masks
-from melanoma_fair_xai.data.targets import apply_target
-from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
-from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
-from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME, open_run_folder
-from melanoma_fair_xai.explain.attributions import Explainer, LogOdds
-from melanoma_fair_xai.explain.batches import Images, Options, explain_images
-from melanoma_fair_xai.explain.layers import describe_layers, map_layers
+from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME, parse_arguments, save_arguments
 from melanoma_fair_xai.explain.methods import METHODS
-from melanoma_fair_xai.explain.page import Facts, write_report
-from melanoma_fair_xai.explain.summary import error_types
 from melanoma_fair_xai.explain.traps import TRAPS
+
+# All else is imported where it is used, so that --help and wrong flags answer at once.
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from accelerate import Accelerator
+
+    from melanoma_fair_xai.classifier.export import ClassifierInfo
+    from melanoma_fair_xai.data.loading import Records
+    from melanoma_fair_xai.explain.batches import Images
 
 
 @dataclass
 class SplitArguments(DataArguments):
-    dataset_name: str | None = field(
-        default=None, metadata={"help": "As for train_classifier.py: a name, folder or Hub id; or give --images."}
-    )
-    split: str = field(default="test", metadata={"help": "train, validation, test or all."})
+    dataset_name: str | None = flag(None, "As for train_classifier.py: a name, folder or Hub id; or give --images.")
+    split: str = flag("test", "The images to explain: a split of the data set, or all.")
 
 
 @dataclass
 class ExplainArguments:
-    model_name_or_path: str = field(metadata={"help": "Folder or Hub id of a classifier of train_classifier.py."})
-    revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
-    method: Literal[tuple(METHODS)] = field(default="gradcam", metadata={"help": "How maps are made, by captum."})
-    layer: str | None = field(default=None, metadata={"help": "Layer of Grad-CAM; default: the last fine enough."})
-    list_layers: bool = field(default=False, metadata={"help": "Print the layers that Grad-CAM can take, and end."})
-    target: Literal["predicted", "melanoma"] = field(
-        default="predicted", metadata={"help": "What is explained: what the model decides, or melanoma."}
+    model_name_or_path: str = flag(help="Folder or Hub id of a classifier of train_classifier.py.")
+    revision: str | None = flag(None, "Revision of the model on the Hub.")
+    method: Literal[tuple(METHODS)] = flag("gradcam", "How maps are made, by captum.")
+    layer: str | None = flag(None, "Layer of Grad-CAM; default: the last fine enough.")
+    list_layers: bool = flag(False, "Print the layers that Grad-CAM can take, and end.")
+    target: Literal["predicted", "melanoma"] = flag(
+        "predicted", "What is explained: what the model decides, or melanoma."
     )
-    trap: list[str] = field(
-        default_factory=list, metadata={"help": f"Paste or erase, and see the score: {', '.join(TRAPS)}."}
-    )
-    images: list[str] = field(
-        default_factory=list, metadata={"help": "Image files and folders, instead of a data set."}
-    )
-    max_samples: int | None = field(default=None, metadata={"help": "So many images, drawn by the seed."})
-    gallery: int = field(default=4, metadata={"help": "Images of each error type on the page of examples; 0: none."})
-    output_dir: str = field(default="runs/explanation", metadata={"help": "The folder of the report."})
-    overwrite_output_dir: bool = field(default=False, metadata={"help": "Replace an earlier report in --output_dir."})
-    eval_batch_size: int = field(default=64, metadata={"help": "Images and changed copies in a forward pass."})
-    seed: int = field(default=0, metadata={"help": "Fixes every random number, by image."})
+    trap: list[Literal[tuple(TRAPS)]] = flag([], "Paste or erase, and see the score.")
+    images: list[str] = flag([], "Image files and folders, instead of a data set.")
+    max_samples: int | None = flag(None, "So many images, drawn by the seed.", low=1)
+    gallery: int = flag(4, "Images of each error type on the page of examples; 0: none.", low=0)
+    output_dir: str = flag("runs/explanation", "The folder of the report.", free=True)
+    overwrite_output_dir: bool = flag(False, "Replace an earlier report in --output_dir.", free=True)
+    eval_batch_size: int = flag(64, "Images and changed copies in a forward pass.", low=1)
+    seed: int = flag(0, "Fixes every random number, by image.", low=0)
 
 
 def main() -> None:
     arguments, data = parse_arguments(ExplainArguments, SplitArguments)
+    if not arguments.list_layers:
+        check(arguments, data)
+    from accelerate.utils import set_seed
+
+    from melanoma_fair_xai.classifier.export import load_classifier
+    from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
+    from melanoma_fair_xai.engine.run_folder import open_run_folder
+    from melanoma_fair_xai.explain.attributions import Explainer, LogOdds
+    from melanoma_fair_xai.explain.batches import Options, explain_images
+    from melanoma_fair_xai.explain.layers import describe_layers, map_layers
+    from melanoma_fair_xai.explain.page import Facts, write_report
+
     model, info = load_classifier(arguments.model_name_or_path, arguments.revision)
     if arguments.list_layers:
         print(describe_layers(map_layers(model, info.preprocessing.input_size)))
         return
-    check(arguments, data)
     set_seed(arguments.seed)
     with explained_errors("--eval_batch_size"):
         accelerator = create_accelerator()
@@ -97,8 +94,7 @@ def main() -> None:
             records, images = load_images(accelerator, arguments, data, info)
             if accelerator.is_main_process:
                 save_arguments(folder / ARGUMENTS_NAME, arguments, data)
-                with atomic_path(folder / SKIPPED_NAME) as path:
-                    records.skipped.to_csv(path, index=False)
+                records.write_skipped(folder)
             explanations = explain_images(accelerator, model, info, images, options)
             if accelerator.is_main_process:
                 explanations.table = full_table(records.table, explanations.table, info)
@@ -121,18 +117,20 @@ def check(arguments: ExplainArguments, data: SplitArguments) -> None:
         raise UserError("give either --images, or --dataset_name with --split")
     if Path(arguments.output_dir).resolve() == Path(arguments.model_name_or_path).resolve():
         raise UserError(f"--output_dir {arguments.output_dir}: the model's own folder; choose another")
-    unknown = [name for name in arguments.trap if name not in TRAPS]
-    if unknown:
-        raise UserError(f"--trap {unknown[0]}: unknown; choose from {', '.join(TRAPS)}")
-    for name in ("eval_batch_size", "max_samples"):
-        if getattr(arguments, name) is not None and getattr(arguments, name) < 1:
-            raise UserError(f"--{name} {getattr(arguments, name)}: give 1 or more")
 
 
 def load_images(
     accelerator: Accelerator, arguments: ExplainArguments, data: SplitArguments, info: ClassifierInfo
 ) -> tuple[Records, Images]:
     """The records to explain and their pixels and masks, as the model sees them; what cannot be used is set aside."""
+    import numpy as np
+
+    from dataset_scripts.schema import SKIPPED_NAME
+    from melanoma_fair_xai.data.cache import decode_once
+    from melanoma_fair_xai.data.loading import UNUSABLE
+    from melanoma_fair_xai.data.masks import decode_masks
+    from melanoma_fair_xai.explain.batches import Images
+
     with accelerator.local_main_process_first():
         if arguments.images:
             records = name_images(arguments.images)
@@ -161,6 +159,8 @@ def load_images(
 
 def load_split(data: SplitArguments, info: ClassifierInfo) -> Records:
     """The images of a split that answer the question which the model was trained on."""
+    from melanoma_fair_xai.data.targets import apply_target
+
     question = info.training.get("target", "melanoma_vs_rest")
     records, _, _ = apply_target(data.load(), question, label_names=info.label_names)
     splits = ["train", "validation", "test"] if data.split == "all" else [data.split]
@@ -173,12 +173,21 @@ def load_split(data: SplitArguments, info: ClassifierInfo) -> Records:
 
 def chosen(table: pd.DataFrame, arguments: ExplainArguments) -> np.ndarray:
     """Which rows --max_samples leaves, bool (n,)."""
+    import numpy as np
+
     order = np.random.default_rng(arguments.seed).permutation(len(table))
     return np.isin(np.arange(len(table)), order[: arguments.max_samples])
 
 
 def name_images(paths: list[str]) -> Records:
     """Records without labels of image files, and of those in folders. UserError for a path that is not there."""
+    import datasets
+    import pandas as pd
+
+    from dataset_scripts.schema import UNKNOWN
+    from melanoma_fair_xai.base.images import IMAGE_SUFFIXES
+    from melanoma_fair_xai.data.loading import Records
+
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
@@ -199,6 +208,10 @@ def name_images(paths: list[str]) -> Records:
 
 def full_table(records: pd.DataFrame, explained: pd.DataFrame, info: ClassifierInfo) -> pd.DataFrame:
     """One row per image: who it is, its label (where known), score, threshold and error type, then every measure."""
+    import numpy as np
+
+    from melanoma_fair_xai.explain.summary import error_types
+
     table = records.reset_index(drop=True).drop(columns="split")
     if "melanoma" in table:
         table = table.rename(columns={"melanoma": "label"})

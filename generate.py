@@ -7,42 +7,27 @@ The folder is an ImageFolder that `load_dataset` and `train_classifier.py --synt
 again to go on after an interruption.
 """
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, make_dataclass
-from pathlib import Path
-from typing import Any, Literal
+from __future__ import annotations
 
-import numpy as np
-import pandas as pd
-import torch
-from accelerate import Accelerator
-from tqdm.auto import tqdm
+from dataclasses import asdict, dataclass, fields, make_dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from melanoma_fair_xai.base.errors import UserError, run_command
-from melanoma_fair_xai.base.files import PARTIAL_PREFIX, atomic_path, plain, write_json
-from melanoma_fair_xai.data.cache import decode_once
-from melanoma_fair_xai.data.loading import ColumnNames, Records, is_synthetic, load_records
+from melanoma_fair_xai.base.flags import flag
+from melanoma_fair_xai.diffusion.arguments import SAMPLERS
 from melanoma_fair_xai.diffusion.conditions import CONDITIONS
-from melanoma_fair_xai.diffusion.copies import CopyFinder
-from melanoma_fair_xai.diffusion.data import pixel_config
-from melanoma_fair_xai.diffusion.generation import (
-    METADATA_NAME,
-    SCHEDULERS,
-    SETTINGS_NAME,
-    check_conditions,
-    drawn_conditions,
-    generate_batch,
-    grid_conditions,
-    image_seed,
-    load_pipeline,
-    mixed_conditions,
-    read_conditions,
-    read_record,
-    weights_hash,
-    write_image,
-)
 from melanoma_fair_xai.engine.arguments import parse_arguments
-from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process
+
+# All else is imported where it is used, so that --help and wrong flags answer at once.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from accelerate import Accelerator
+
+    from melanoma_fair_xai.data.loading import Records
+    from melanoma_fair_xai.diffusion.copies import CopyFinder
 
 ATTEMPTS = 10  # at an image, before a copy is let through and said to be one
 
@@ -54,7 +39,7 @@ ConditionArguments = make_dataclass(
         (
             name,
             list[float] if condition.is_measure else list[str],
-            field(default_factory=list, metadata={"help": f"{condition.help()}; one or several, mixed at random."}),
+            flag([], f"{condition.help()}; one or several, mixed at random.", low=condition.low, high=condition.high),
         )
         for name, condition in CONDITIONS.items()
     ],
@@ -63,39 +48,36 @@ ConditionArguments = make_dataclass(
 
 @dataclass
 class GenerateArguments(ConditionArguments):
-    model_name_or_path: str = field(default="runs/diffusion", metadata={"help": "Folder or Hub id of a generator."})
-    revision: str | None = field(default=None, metadata={"help": "Revision of the model on the Hub."})
-    output_dir: str = field(default="synthetic", metadata={"help": "Folder of the images and metadata.csv."})
-    num_images: int | None = field(default=None, metadata={"help": "Default: one, one of each, or one per table row."})
-    grid: bool = field(default=False, metadata={"help": "Every combination of the values instead of a random mix."})
-    conditions: str | None = field(default=None, metadata={"help": "A CSV with one row per image instead of values."})
-    like: str | None = field(
-        default=None, metadata={"help": "Draw conditions as they occur together in this data set's training split."}
+    model_name_or_path: str = flag("runs/diffusion", "Folder or Hub id of a generator.", free=True)
+    revision: str | None = flag(None, "Revision of the model on the Hub.", free=True)
+    output_dir: str = flag("synthetic", "Folder of the images and metadata.csv.", free=True)
+    num_images: int | None = flag(None, "Default: one, one of each, or one per table row.", low=1)
+    grid: bool = flag(False, "Every combination of the values instead of a random mix.")
+    conditions: str | None = flag(None, "A CSV with one row per image instead of values.")
+    like: str | None = flag(None, "Draw conditions as they occur together in this data set's training split.")
+    balance: str | None = flag(None, "With --like: columns whose combinations are evened out (melanoma,fitzpatrick).")
+    reject_copies: str | None = flag(None, "Make images anew that copy the training split of this data set.")
+    dataset_config_name: str | None = flag(None, "Configuration of that data set.")
+    data_dir: str | None = flag(None, "Its raw files (ham10000, fitzpatrick17k).", free=True)
+    scheduler: Literal[tuple(SAMPLERS)] = flag("dpm-solver++", "Sampler.")
+    num_inference_steps: int = flag(25, "Its steps.", low=1)
+    guidance_scale: float = flag(1.5, "1 samples what is asked for, more exaggerates it.", low=0)
+    guidance_interval: list[float] = flag(
+        [0.0, 1.0], "Share of the noise levels at which guidance is on.", low=0, high=1
     )
-    balance: str | None = field(
-        default=None,
-        metadata={"help": "With --like: columns whose combinations are evened out (melanoma,fitzpatrick)."},
-    )
-    reject_copies: str | None = field(
-        default=None, metadata={"help": "Make images anew that copy the training split of this data set."}
-    )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of that data set."})
-    data_dir: str | None = field(default=None, metadata={"help": "Its raw files (ham10000, fitzpatrick17k)."})
-    scheduler: Literal[tuple(SCHEDULERS)] = field(default="dpm-solver++", metadata={"help": "Sampler."})
-    num_inference_steps: int = field(default=25, metadata={"help": "Its steps."})
-    guidance_scale: float = field(default=1.5, metadata={"help": "1 samples what is asked for, more exaggerates it."})
-    guidance_interval: list[float] = field(
-        default_factory=lambda: [0.0, 1.0], metadata={"help": "Share of the noise levels at which guidance is on."}
-    )
-    batch_size: int = field(default=16, metadata={"help": "Images at a time and process."})
-    precision: Literal["fp32", "bf16", "fp16"] = field(default="fp32", metadata={"help": "Of the networks."})
-    image_format: Literal["png", "jpg"] = field(default="png", metadata={"help": "png is without loss."})
-    seed: int = field(default=0, metadata={"help": "Fixes conditions and images."})
+    batch_size: int = flag(16, "Images at a time and process.", low=1)
+    precision: Literal["fp32", "bf16", "fp16"] = flag("fp32", "Of the networks.")
+    image_format: Literal["png", "jpg"] = flag("png", "png is without loss.")
+    seed: int = flag(0, "Fixes conditions and images.", low=0)
 
 
 def main() -> None:
     (arguments,) = parse_arguments(GenerateArguments)
     check_arguments(arguments)
+    from melanoma_fair_xai.base.files import plain
+    from melanoma_fair_xai.diffusion.generation import check_conditions, load_pipeline, weights_hash
+    from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process
+
     with explained_errors("--batch_size"):
         accelerator = create_accelerator()
         pipeline = load_pipeline(arguments.model_name_or_path, arguments.revision)
@@ -128,23 +110,15 @@ def check_arguments(arguments: GenerateArguments) -> None:
         raise UserError("--balance evens out what --like draws from; give --like DATASET, too")
     if arguments.like and arguments.reject_copies not in (None, arguments.like):
         raise UserError(f"--reject_copies {arguments.reject_copies}: give the data set of --like, {arguments.like}")
-    for name, least in (
-        ("num_images", 1),
-        ("num_inference_steps", 1),
-        ("batch_size", 1),
-        ("guidance_scale", 0),
-        ("seed", 0),
-    ):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise UserError(f"--{name} {value}: give {least} or more")
     interval = arguments.guidance_interval
-    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+    if len(interval) != 2 or interval[0] > interval[1]:
         raise UserError(f"--guidance_interval {' '.join(map(str, interval))}: give two shares, as in 0.2 0.8")
 
 
 def load_data(accelerator: Accelerator, arguments: GenerateArguments, names: Sequence[str]) -> Records | None:
     """The data set that the conditions `names` are drawn from or copies are looked for in, if any."""
+    from melanoma_fair_xai.data.loading import ColumnNames, is_synthetic, load_records
+
     name = arguments.like or arguments.reject_copies
     if name is None:
         return None
@@ -157,6 +131,10 @@ def load_data(accelerator: Accelerator, arguments: GenerateArguments, names: Seq
 
 
 def copy_finder(accelerator: Accelerator, records: Records, pipeline: Any) -> CopyFinder:
+    from melanoma_fair_xai.data.cache import decode_once
+    from melanoma_fair_xai.diffusion.copies import CopyFinder
+    from melanoma_fair_xai.diffusion.data import pixel_config
+
     with accelerator.local_main_process_first():
         pixels = decode_once(records.images, pixel_config(pipeline.unet.config.sample_size)).pixels
     return CopyFinder.of(pixels, (records.table["split"] == "train").to_numpy())
@@ -164,6 +142,15 @@ def copy_finder(accelerator: Accelerator, records: Records, pipeline: Any) -> Co
 
 def plan(arguments: GenerateArguments, pipeline: Any, records: Records | None) -> pd.DataFrame:
     """What to ask for, one row per image."""
+    import pandas as pd
+
+    from melanoma_fair_xai.diffusion.generation import (
+        drawn_conditions,
+        grid_conditions,
+        mixed_conditions,
+        read_conditions,
+    )
+
     number = arguments.num_images
     if arguments.conditions:
         table = read_conditions(arguments.conditions)
@@ -184,7 +171,13 @@ def plan(arguments: GenerateArguments, pipeline: Any, records: Records | None) -
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or go on in one that the same command began. UserError if it holds anything else."""
-    free = ("output_dir", "data_dir", "model_name_or_path", "revision")  # the weights are compared by their hash
+    import pandas as pd
+
+    from melanoma_fair_xai.base.files import PARTIAL_PREFIX, plain, write_json
+    from melanoma_fair_xai.diffusion.generation import SETTINGS_NAME
+
+    # The model may have been moved: its weights are compared by their hash.
+    free = {field.name for field in fields(GenerateArguments) if field.metadata["free"]}
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob(f"{PARTIAL_PREFIX}*"):
         path.unlink()
@@ -213,7 +206,16 @@ def generate(
     finder: CopyFinder | None,
 ) -> None:
     """Make what is not there yet or torn; whole batches are dealt to the processes in turn."""
-    pipeline.scheduler = SCHEDULERS[arguments.scheduler].from_config(pipeline.scheduler.config)
+    import diffusers
+    import numpy as np
+    import torch
+    from tqdm.auto import tqdm
+
+    from melanoma_fair_xai.diffusion.generation import generate_batch, image_seed, read_record, write_image
+    from melanoma_fair_xai.engine.launch import on_main_process
+
+    sampler = getattr(diffusers, SAMPLERS[arguments.scheduler])
+    pipeline.scheduler = sampler.from_config(pipeline.scheduler.config)
     pipeline.to(
         accelerator.device, {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[arguments.precision]
     )
@@ -244,6 +246,11 @@ def generate(
 
 def write_metadata(folder: Path, conditions: pd.DataFrame, settings: dict[str, Any]) -> None:
     """metadata.csv, with which the folder is an ImageFolder, and what to do with it."""
+    import pandas as pd
+
+    from melanoma_fair_xai.base.files import atomic_path
+    from melanoma_fair_xai.diffusion.generation import METADATA_NAME, read_record
+
     paths = [image_path(folder, index, settings["image_format"]) for index in range(len(conditions))]
     records = [read_record(path) for path in paths]
     table = pd.DataFrame(

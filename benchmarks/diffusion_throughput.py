@@ -27,12 +27,14 @@ from benchmarks.throughput import machine, rate
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.loading import Records, load_records
+from melanoma_fair_xai.diffusion.arguments import PRESETS, ModelArguments, TrainingArguments, apply_preset
 from melanoma_fair_xai.diffusion.data import find_conditions, pixel_config
-from melanoma_fair_xai.diffusion.networks import PRESETS, count_parameters
+from melanoma_fair_xai.diffusion.learner import ConditionedImages, DiffusionLearner
+from melanoma_fair_xai.diffusion.networks import count_parameters
 from melanoma_fair_xai.diffusion.process import loss_weights, make_noise_scheduler, training_target
-from melanoma_fair_xai.diffusion.training import DiffusionTraining, Task
 from melanoma_fair_xai.engine.launch import resolve_precision
-from train_diffusion import ModelArguments, TrainingArguments, apply_preset, make_networks
+from melanoma_fair_xai.engine.training import Training
+from train_diffusion import make_networks
 
 
 def main() -> None:
@@ -64,13 +66,13 @@ def main() -> None:
         Path(arguments.output).write_text(text + "\n")
 
 
-def compare(task: Task, model_args: ModelArguments, training: TrainingArguments, arguments) -> dict:
+def compare(images: ConditionedImages, model_args: ModelArguments, training: TrainingArguments, arguments) -> dict:
     """Rates in images/s, medians over the rounds, and their ratios to the bare step."""
     with tempfile.TemporaryDirectory() as folder:
         contenders: dict[str, Callable[[], Iterator[None]]] = {
-            "bare step": lambda: bare_steps(task, model_args, training),
-            "ours, end to end": lambda: our_steps(task, model_args, training, folder),
-            "as diffusers' train_unconditional.py": lambda: diffusers_steps(task, model_args, training),
+            "bare step": lambda: bare_steps(images, model_args, training),
+            "ours, end to end": lambda: our_steps(images, model_args, training, folder),
+            "as diffusers' train_unconditional.py": lambda: diffusers_steps(images, model_args, training),
         }
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         for _ in tqdm(range(arguments.rounds), desc="rounds"):
@@ -78,19 +80,19 @@ def compare(task: Task, model_args: ModelArguments, training: TrainingArguments,
                 rates[name].append(rate(steps(), arguments.steps, training.train_batch_size))
     medians = {name: statistics.median(values) for name, values in rates.items()}
     return {
-        "parameters": count_parameters(*make_networks(task, model_args)),
+        "parameters": count_parameters(*make_networks(images, model_args)),
         "images_per_second": medians,
         "rounds_images_per_second": rates,
         "ratio_to_bare_step": {name: value / medians["bare step"] for name, value in medians.items()},
     }
 
 
-def make_task(records: Records, count: int, model_args: ModelArguments) -> Task:
+def make_task(records: Records, count: int, model_args: ModelArguments) -> ConditionedImages:
     """The first `count` images, nearly all of them for training."""
     records = records.select(np.arange(len(records.table)) < count)
     records.table["split"] = np.where(np.arange(len(records.table)) < 20, "validation", "train")
     pixels = decode_once(records.images, pixel_config(model_args.resolution)).pixels
-    return Task(records, pixels, find_conditions(records.table, [], records.name))
+    return ConditionedImages(records, pixels, find_conditions(records.table, [], records.name))
 
 
 def fixed_batch(model_args: ModelArguments, training: TrainingArguments) -> tuple[torch.Tensor, ...]:
@@ -99,10 +101,10 @@ def fixed_batch(model_args: ModelArguments, training: TrainingArguments) -> tupl
     return torch.rand(shape) * 2 - 1, torch.randn(shape), torch.arange(shape[0]) * 1000 // shape[0]
 
 
-def bare_steps(task: Task, model_args: ModelArguments, training: TrainingArguments) -> Iterator[None]:
+def bare_steps(images: ConditionedImages, model_args: ModelArguments, training: TrainingArguments) -> Iterator[None]:
     """The same batch again and again, already on the device: no loader, conditions dropped, checks, EMA or logging."""
     torch.manual_seed(0)
-    unet, conditioner = make_networks(task, model_args)
+    unet, conditioner = make_networks(images, model_args)
     unet.to(memory_format=torch.channels_last)
     parameters = [*unet.parameters(), *conditioner.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
@@ -123,13 +125,15 @@ def bare_steps(task: Task, model_args: ModelArguments, training: TrainingArgumen
         yield
 
 
-def our_steps(task: Task, model_args: ModelArguments, training: TrainingArguments, folder: str) -> Iterator[None]:
+def our_steps(
+    images: ConditionedImages, model_args: ModelArguments, training: TrainingArguments, folder: str
+) -> Iterator[None]:
     """train_diffusion.py's own loop: loader, noise by sample, condition dropout, both EMAs, checks and logging."""
     accelerator = Accelerator(mixed_precision=resolve_precision("auto"))
     scheduler = make_noise_scheduler(model_args.prediction_type, model_args.beta_schedule)
-    networks = make_networks(task, model_args)
-    rows = task.rows("train")
-    run = DiffusionTraining(accelerator, Path(folder), *networks, scheduler, task, rows, training)
+    networks = make_networks(images, model_args)
+    learner = DiffusionLearner(accelerator, Path(folder), *networks, scheduler, images, images.rows("train"), training)
+    run = Training(accelerator, Path(folder), learner, training)
     while True:
         for step in run.epoch_steps():
             if step % 10 == 0:
@@ -138,10 +142,12 @@ def our_steps(task: Task, model_args: ModelArguments, training: TrainingArgument
         run.progress.finish_epoch()
 
 
-def diffusers_steps(task: Task, model_args: ModelArguments, training: TrainingArguments) -> Iterator[None]:
+def diffusers_steps(
+    images: ConditionedImages, model_args: ModelArguments, training: TrainingArguments
+) -> Iterator[None]:
     """Forward, loss on noise, clipping, AdamW and EMA as in diffusers' examples/unconditional_image_generation."""
     torch.manual_seed(0)
-    unet, _ = make_networks(task, model_args)
+    unet, _ = make_networks(images, model_args)
     ema = EMAModel(
         unet.parameters(), decay=0.9999, use_ema_warmup=True, model_cls=type(unet), model_config=unet.config
     )

@@ -15,13 +15,14 @@ import pandas as pd
 import torch
 
 from melanoma_fair_xai.base.errors import UserError, run_command
+from melanoma_fair_xai.classifier.arguments import TaskArguments
 from melanoma_fair_xai.classifier.calibration import calibrate
 from melanoma_fair_xai.classifier.evaluation import operating_point, predict
 from melanoma_fair_xai.classifier.export import load_classifier
 from melanoma_fair_xai.classifier.predict import prediction_table
-from melanoma_fair_xai.classifier.task import TaskArguments, load_target, make_task
+from melanoma_fair_xai.classifier.task import load_target, make_task
+from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME
 from melanoma_fair_xai.engine.launch import create_accelerator
-from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME
 from melanoma_fair_xai.fairness import compare, read_predictions
 from melanoma_fair_xai.hub.card import read_json
 

@@ -10,6 +10,7 @@ import argparse
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import accelerate
 import pandas as pd
@@ -19,17 +20,17 @@ from tqdm.auto import tqdm
 from dataset_scripts.phantom import Phantom
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.classifier.arguments import MitigationName, TaskArguments, TrainingArguments
 from melanoma_fair_xai.classifier.evaluation import operating_point, predict, results_table, score
 from melanoma_fair_xai.classifier.export import fold_calibration
-from melanoma_fair_xai.classifier.mitigation import MITIGATIONS
+from melanoma_fair_xai.classifier.learner import ClassifierLearner
 from melanoma_fair_xai.classifier.models import create_classifier
-from melanoma_fair_xai.classifier.task import TaskArguments, load_target, make_task
-from melanoma_fair_xai.classifier.training import ClassifierTraining
+from melanoma_fair_xai.classifier.task import load_target, make_task
 from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.engine.checkpoints import forget_training
 from melanoma_fair_xai.engine.launch import create_accelerator
+from melanoma_fair_xai.engine.training import Training
 from melanoma_fair_xai.fairness import compare, evaluate_predictions
-from train_classifier import TrainingArguments
 
 MODEL, IMAGE_SIZE = "resnet10t", 32
 GROUPS = ["fitzpatrick_group"]
@@ -46,7 +47,7 @@ def main() -> None:
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = create_accelerator(cpu=True, mixed_precision="no")
-    runs = [("no tone bias", 0.0, "none"), *((name, arguments.tone_bias, name) for name in MITIGATIONS)]
+    runs = [("no tone bias", 0.0, "none"), *((name, arguments.tone_bias, name) for name in get_args(MitigationName))]
     tables: dict[str, list[pd.DataFrame]] = {name: [] for name, _, _ in runs}
     with tqdm(total=arguments.seeds * len(runs), desc="trainings", unit="run") as bar:
         for seed in range(arguments.seeds):
@@ -92,7 +93,8 @@ def train_and_score(
     network = create_classifier(MODEL, target.label_names, pretrained=False, image_size=IMAGE_SIZE)
     task = make_task(accelerator, data, records, target, labels, Preprocessing.from_model(network))
     with tempfile.TemporaryDirectory() as folder:
-        ClassifierTraining(accelerator, Path(folder), network, task, task.rows("train"), options).run()
+        learner = ClassifierLearner(accelerator, network, task, task.rows("train"), options)
+        Training(accelerator, Path(folder), learner, options).run()
     info = operating_point(
         task, predict(accelerator, network, task, "validation", options.eval_batch_size), options.threshold_rule, {}
     )

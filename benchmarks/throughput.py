@@ -27,15 +27,17 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from melanoma_fair_xai.base.errors import run_command
+from melanoma_fair_xai.classifier.arguments import TrainingArguments
+from melanoma_fair_xai.classifier.learner import ClassifierLearner
 from melanoma_fair_xai.classifier.models import create_classifier, parameter_groups
 from melanoma_fair_xai.classifier.predict import predict_logits
 from melanoma_fair_xai.classifier.task import Task
-from melanoma_fair_xai.classifier.training import ClassifierTraining
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.data.loading import Records, load_records
 from melanoma_fair_xai.data.targets import apply_target
-from train_classifier import TrainingArguments, resolve_precision
+from melanoma_fair_xai.engine.launch import resolve_precision
+from melanoma_fair_xai.engine.training import Training
 
 BATCH = 32
 EPOCHS = 4  # over which memory should stay flat
@@ -160,7 +162,8 @@ def our_steps(task: Task, model: str, folder: str) -> Iterator[None]:
     options = TrainingArguments(train_batch_size=BATCH, num_train_epochs=1000)
     accelerator = Accelerator(mixed_precision=resolve_precision("auto"))
     network = new_network(task, model)
-    run = ClassifierTraining(accelerator, Path(folder), network, task, task.rows("train"), options)
+    learner = ClassifierLearner(accelerator, network, task, task.rows("train"), options)
+    run = Training(accelerator, Path(folder), learner, options)
     while True:
         for _ in run.epoch_steps():
             yield

@@ -89,9 +89,9 @@ def test_one_fold_alone_is_what_it_is_in_cross_validation(whole, phantoms, tmp_p
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--fold", "5/5"], "--fold 5/5: give 0/5 to 4/5"),
-        (["--fold", "2"], "--fold 2: give 0/5 to 4/5"),
-        (["--cross_validation", "10"], "--cross_validation 10: there are 5 folds"),
+        (["--fold", "5/5"], "--fold: invalid choice: '5/5'"),
+        (["--fold", "2"], "--fold: invalid choice: '2'"),
+        (["--cross_validation", "10"], "invalid choice: 10 (choose from 5)"),
         (["--cross_validation", "5", "--eval_only"], "--cross_validation trains"),
         (["--group_by", "hospital"], "--group_by"),
         (["--group_by", "sex*hospital"], "hospital"),

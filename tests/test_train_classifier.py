@@ -310,3 +310,26 @@ def test_an_earlier_run_is_not_overwritten_unasked(trained, phantoms, tmp_path, 
     with pytest.raises(SystemExit):
         launch(monkeypatch, "--dataset_name", phantoms, "--output_dir", folder, *SHORT)
     assert "not empty" in capsys.readouterr().err and (folder / "metrics.json").read_bytes() == before
+
+
+def test_both_trainings_log_each_step_once_although_they_were_killed_and_resumed(phantoms, tmp_path, monkeypatch):
+    """Killed after step 20 and before it had a checkpoint of it, a run goes on from step 10."""
+    import train_diffusion
+
+    tiny = ["--resolution", "16", "--block_out_channels", "16", "32", "--attention_resolutions", "8"]
+    tiny += ["--train_batch_size", "8", "--num_inference_steps", "2", "--validation_images", "10"]
+    for script, flags in ((train_classifier, TINY[:-2]), (train_diffusion, tiny)):
+        folder = tmp_path / script.__name__
+        steps = ["--max_train_steps", 30, "--checkpointing_steps", 10, "--validation_steps", 20]
+        run = ["--dataset_name", phantoms, "--output_dir", folder, *flags, *steps, "--checkpoints_total_limit", 9]
+        monkeypatch.setattr(train_classifier, "main", script.main)
+        launch(monkeypatch, *run)
+        for step in (20, 30):
+            shutil.rmtree(folder / f"checkpoint-{step}")
+        launch(monkeypatch, "--resume_from_checkpoint", "latest", "--output_dir", folder)
+        events = event_accumulator.EventAccumulator(str(folder / "logs")).Reload()
+        assert [event.step for event in events.Scalars("train/loss")] == [10, 20, 30], script.__name__
+        validations = [tag for tag in events.Tags()["scalars"] if tag.startswith("validation/")]
+        assert validations
+        for tag in validations:
+            assert [event.step for event in events.Scalars(tag)] == [20, 30], script.__name__

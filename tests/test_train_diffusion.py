@@ -12,14 +12,17 @@ import PIL.Image
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from accelerate.utils import load
 from safetensors.torch import load_file, save_file
 from tensorboard.backend.event_processing import event_accumulator
 
 import train_diffusion
 from melanoma_fair_xai.base.errors import UserError, run_command
-from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
+from melanoma_fair_xai.diffusion.arguments import PRESETS
+from melanoma_fair_xai.diffusion.data import find_conditions
 from melanoma_fair_xai.diffusion.networks import create_networks
-from melanoma_fair_xai.diffusion.training import balanced_weights, ema_decay
+from melanoma_fair_xai.engine.sampler import balanced_weights
+from melanoma_fair_xai.engine.training import ema_decay
 
 TINY = ["--resolution", "16", "--block_out_channels", "16", "32", "--attention_resolutions", "8"]
 TINY += ["--train_batch_size", "8", "--num_inference_steps", "2", "--validation_images", "10"]
@@ -78,19 +81,13 @@ def test_the_card_shows_the_last_sheet_and_the_losses_beside_it(trained):
     assert f"nevus ({counts['diagnosis']['nevus']})" in card
 
 
-def test_checkpoints_are_as_diffusers_loads_them(trained):
+def test_what_is_published_is_the_average_of_both_networks(trained):
     checkpoint = trained / "checkpoint-15"
-    for name in ("unet", "unet_ema"):
-        unet = diffusers.UNet2DModel.from_pretrained(checkpoint, subfolder=name)
-        assert unet.config.class_embed_type == "identity"
-    for name in ("conditioner", "conditioner_ema"):
-        assert "diagnosis" in LesionConditioner.from_pretrained(checkpoint, subfolder=name).names
-    assert not (checkpoint / "model.safetensors").exists()
-    # What is published is the average, of both networks.
-    for name in ("unet", "conditioner"):
-        published, average, last = (
-            load_file(folder / WEIGHTS) for folder in (trained / name, checkpoint / f"{name}_ema", checkpoint / name)
-        )
+    for number, name in enumerate(("unet", "conditioner")):
+        published = load_file(trained / name / WEIGHTS)
+        last = load_file(checkpoint / ("model_1.safetensors" if number else "model.safetensors"))
+        average = load(checkpoint / f"custom_checkpoint_{1 + number}.pkl")["shadow"]
+        assert published.keys() == average.keys()
         assert all(torch.equal(published[key], average[key]) for key in average)
         assert not all(torch.equal(published[key], last[key]) for key in last)
 
@@ -126,8 +123,8 @@ def test_dry_run_says_what_would_be_and_writes_nothing(phantoms, tmp_path, monke
         assert part in text
     assert "nevus (" in text and "fitzpatrick: I (" in text
     unet, _ = create_networks(
-        train_diffusion.find_conditions(datasets.load_dataset(str(phantoms), split="train").to_pandas(), ["age"], ""),
-        **{key: train_diffusion.PRESETS["32-tiny"][key] for key in ("resolution", "block_out_channels")},
+        find_conditions(datasets.load_dataset(str(phantoms), split="train").to_pandas(), ["age"], ""),
+        **{key: PRESETS["32-tiny"][key] for key in ("resolution", "block_out_channels")},
         layers_per_block=1,
         attention_resolutions=[8],
     )
@@ -212,7 +209,7 @@ def test_a_loss_that_explodes_stops_with_the_last_checkpoint_intact(phantoms, tm
         "the loss explodes" in error or "the loss is" in error
     ) and "checkpoints written before are intact" in error
     last = max(folder.glob("checkpoint-*"), key=lambda path: int(path.name[11:]))
-    assert all(tensor.isfinite().all() for tensor in load_file(last / "unet" / WEIGHTS).values())
+    assert all(tensor.isfinite().all() for tensor in load_file(last / "model.safetensors").values())
     assert not list(folder.glob(".partial*"))
 
 
@@ -254,17 +251,17 @@ def test_resuming_with_another_architecture_is_refused(trained, phantoms, tmp_pa
     other = shutil.copytree(trained / "checkpoint-15", tmp_path / "moved" / "checkpoint-15")
     run = ["--dataset_name", phantoms, "--output_dir", tmp_path / "run", "--resume_from_checkpoint", other, *TINY]
     error = refusal(monkeypatch, capsys, *run, "--max_train_steps", 15, "--block_out_channels", 16, 48)
-    assert "checkpoint-15: written by another model: " in error and "resume with the model that wrote it" in error
+    assert "checkpoint-15: written with block_out_channels [16, 32], but this run has [16, 48]" in error
 
 
 def test_a_damaged_checkpoint_is_refused_by_name(trained, tmp_path, monkeypatch, capsys):
     moved = shutil.copytree(trained, tmp_path / "moved")
-    path = moved / "checkpoint-15" / "unet_ema" / WEIGHTS
+    path = moved / "checkpoint-15" / "model_1.safetensors"
     save_file({"nothing": torch.zeros(1)}, path)
     error = refusal(monkeypatch, capsys, "--resume_from_checkpoint", moved / "checkpoint-15")
-    assert f"unet_ema/{WEIGHTS} is not what was written" in error
+    assert "model_1.safetensors is not what was written" in error
 
 
 def test_phantoms_without_known_conditions_are_no_training_set():
     with pytest.raises(UserError, match="no diagnosis, sex"):
-        train_diffusion.find_conditions(datasets.Dataset.from_dict({"image_id": ["a"]}).to_pandas(), [], "here")
+        find_conditions(datasets.Dataset.from_dict({"image_id": ["a"]}).to_pandas(), [], "here")

@@ -62,7 +62,7 @@ def test_a_killed_run_resumes_exactly(phantoms, tmp_path, processes):
     flags = [*FLAGS, "--dataset_name", str(phantoms)]
     finish(tmp_path / "whole", *flags, processes=processes)
     reference = state(tmp_path / "whole")
-    assert {"step-000007.png", "checkpoint-16/unet_ema/diffusion_pytorch_model.safetensors"} <= reference.keys()
+    assert {"step-000007.png", "checkpoint-16/model_1.safetensors"} <= reference.keys()
     kill_and_resume(tmp_path / "cut", [*flags, "--dataloader_num_workers", "2"], processes, seconds=0.2)
     count, differing = differences(reference, state(tmp_path / "cut"))
     assert count > 300 and differing == []

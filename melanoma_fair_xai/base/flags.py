@@ -39,7 +39,7 @@ def flag(
         above, below: likewise, where the number itself is not allowed.
         check: raises UserError, with the flag's name in it, for a text that is none of its kind.
         free: may change when a run is resumed, because the weights do not depend on it.
-        shown: among the settings on the card.
+        shown: on the card, in the line of settings; False for what the card says elsewhere.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
     metadata = {"help": help, "bounds": bounds, "check": check, "free": free, "shown": shown}
@@ -155,7 +155,7 @@ def _add(parser: Parser, field: dataclasses.Field, kind: Any) -> None:
     options["required"] = options["default"] is dataclasses.MISSING
     if options["required"]:
         del options["default"]
-    if isinstance(kind, types.UnionType):  # X | None
+    if typing.get_origin(kind) in (types.UnionType, typing.Union):  # X | None
         (kind,) = [part for part in typing.get_args(kind) if part is not type(None)]
     if typing.get_origin(kind) is list:
         options["nargs"] = "+"

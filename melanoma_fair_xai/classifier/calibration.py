@@ -1,6 +1,5 @@
 """Calibrated scores and the operating threshold, both fitted on validation predictions only."""
 
-import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,8 +7,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax
 
 from melanoma_fair_xai.base.errors import UserError
-
-THRESHOLD_RULES = "youden, sensitivity=VALUE or specificity=VALUE with VALUE between 0 and 1, such as sensitivity=0.9"
+from melanoma_fair_xai.classifier.arguments import parse_threshold_rule
 
 
 @dataclass(frozen=True)
@@ -85,16 +83,6 @@ def calibrate(logits: np.ndarray, calibration: Calibration, positive: int = 1) -
     calibrated = calibration.slope * np.asarray(logits, np.float64)
     calibrated[:, positive] += calibration.intercept
     return calibrated
-
-
-def parse_threshold_rule(text: str) -> tuple[str, float | None]:
-    """("youden", None), ("sensitivity", 0.9) or ("specificity", 0.9); UserError for anything else."""
-    if text == "youden":
-        return text, None
-    match = re.fullmatch(r"(sensitivity|specificity)=(0?\.\d+)", text)
-    if not match or float(match[2]) == 0:
-        raise UserError(f"--threshold_rule {text}: unknown rule; give {THRESHOLD_RULES}")
-    return match[1], float(match[2])
 
 
 def choose_threshold(scores: np.ndarray, labels: np.ndarray, rule: str) -> float:

@@ -5,7 +5,6 @@ held-out lesions (`python -m melanoma_fair_xai.fairness compare`), never assumed
 """
 
 import dataclasses
-from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,8 +15,6 @@ from melanoma_fair_xai.classifier.task import Task
 from melanoma_fair_xai.data.augmentation import Augmentation
 from melanoma_fair_xai.fairness.groups import group_column
 
-MitigationName = Literal["none", "group_sampling", "reweighting", "group_dro", "ita_augmentation"]
-MITIGATIONS = get_args(MitigationName)
 WITH_GROUPS = ("group_sampling", "reweighting", "group_dro")
 DRO_STEP_SIZE = 0.01  # Sagawa et al., section 5
 ITA_SHIFT = 45.0  # degrees: from intermediate skin to very light and to brown
@@ -40,11 +37,6 @@ def training_cells(task: Task, rows: np.ndarray, column: str) -> np.ndarray:
         raise UserError(f"--mitigation_group {column}: one group only in the training split; choose another column")
     pairs = np.stack([groups.astype(np.int64), task.labels[rows]], axis=1)
     return np.unique(pairs, axis=0, return_inverse=True)[1].reshape(-1)
-
-
-def balanced_weights(cells: np.ndarray) -> np.ndarray:
-    """Sampling weights (n,) with which every class, or cell, is drawn equally often; cells (n,) from 0."""
-    return 1 / np.bincount(cells)[cells]
 
 
 def tone_augmentation(augmentation: Augmentation) -> Augmentation:

@@ -5,8 +5,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.classifier.task import TaskArguments
-from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME
+from melanoma_fair_xai.classifier.arguments import TaskArguments
+from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME
 
 ORIGINAL_METRICS = ("roc_auc", "sensitivity", "balanced_accuracy")
 ORIGINAL_FIGURES = """\

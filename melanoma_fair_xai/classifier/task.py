@@ -1,8 +1,7 @@
 """What a model is to learn or to be tested on: records, target, labels and pixels, loaded and checked."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -11,45 +10,13 @@ from accelerate import Accelerator
 from dataset_scripts.schema import SKIPPED_NAME
 from dataset_scripts.splits import parse_fold
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.classifier.arguments import TaskArguments
 from melanoma_fair_xai.classifier.export import ClassifierInfo
-from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.data.cache import decode_once, on_device
 from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.data.loading import METADATA_COLUMNS, Records, add_synthetic, load_synthetic
-from melanoma_fair_xai.data.targets import TARGETS, Target, apply_target
+from melanoma_fair_xai.data.targets import Target, apply_target
 from melanoma_fair_xai.fairness.groups import DERIVED, group_columns
-
-
-@dataclass
-class TaskArguments(DataArguments):
-    """What is learnt or tested, and on what data."""
-
-    protocol: Literal["standard", "original"] = field(
-        default="standard",
-        metadata={"help": "original: Fitzpatrick17k, melanoma against nevus, by skin type, as in the first study."},
-    )
-    target: Literal[TARGETS] = field(default="melanoma_vs_rest", metadata={"help": "The question asked."})
-    confirmed_by_histology: bool = field(
-        default=False, metadata={"help": "Keep only records whose diagnosis was confirmed by histopathology."}
-    )
-    fold: str = field(
-        default="0/5",
-        metadata={"help": "The fold to test on, k/5; the next one validates. 0/5 is the data set's own test split."},
-    )
-    cross_validation: int | None = field(
-        default=None, metadata={"help": "5: train and test on every fold, and report on all images together."}
-    )
-    group_by: list[str] = field(
-        default_factory=list,
-        metadata={"help": 'Columns to report by, such as sex or "fitzpatrick*sex"; default: all common ones.'},
-    )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "Train on so many real images, drawn by --seed."}
-    )
-    synthetic_dir: str | None = field(
-        default=None, metadata={"help": "Add images that generate.py wrote to the training split, and to no other."}
-    )
-    synthetic_ratio: float = field(default=1.0, metadata={"help": "So many of them for each real training image."})
 
 
 @dataclass

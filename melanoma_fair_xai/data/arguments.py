@@ -1,41 +1,44 @@
 """The flags that name a data set, the same in every script that reads one."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from dataset_scripts.sources import SOURCES
-from melanoma_fair_xai.data.loading import ColumnNames, Records, load_records
+from melanoma_fair_xai.base.flags import flag
+
+if TYPE_CHECKING:
+    from melanoma_fair_xai.data.loading import Records
 
 
 @dataclass
 class DataArguments:
-    dataset_name: str = field(
-        default="phantom",
-        metadata={"help": f"{', '.join(SOURCES)}, or a folder or Hub id that load_dataset reads."},
+    dataset_name: str = flag(
+        "phantom", f"{', '.join(SOURCES)}, or a folder or Hub id that load_dataset reads.", shown=False
     )
-    dataset_config_name: str | None = field(default=None, metadata={"help": "Configuration of the data set."})
-    data_dir: str | None = field(
-        default=None,
-        metadata={
-            "help": f"Folder of the raw files ({', '.join(s.name for s in SOURCES.values() if s.has_raw_files)})."
-        },
+    dataset_config_name: str | None = flag(None, "Configuration of the data set.", shown=False)
+    data_dir: str | None = flag(
+        None,
+        f"Folder of the raw files ({', '.join(s.name for s in SOURCES.values() if s.has_raw_files)}).",
+        free=True,
     )
-    split_manifest: str | None = field(
-        default=None,
-        metadata={"help": "A split_manifest.csv that fixes the splits; refused if a lesion crosses them."},
+    split_manifest: str | None = flag(
+        None, "A split_manifest.csv that fixes the splits; refused if a lesion crosses them.", shown=False
     )
-    max_skipped_share: float = field(
-        default=0.05, metadata={"help": "The share of unusable images above which the run stops."}
+    max_skipped_share: float = flag(
+        0.05, "The share of unusable images above which the run stops.", low=0, high=1, shown=False
     )
-    image_column_name: str = field(default="image", metadata={"help": "Column of the images in your own data set."})
-    label_column_name: str | None = field(
-        default=None, metadata={"help": "Column of the labels in your own data set."}
-    )
-    positive_labels: list[str] = field(default_factory=list, metadata={"help": "Its labels that mean melanoma."})
-    lesion_column_name: str | None = field(default=None, metadata={"help": "Column of the group that is never split."})
+    image_column_name: str = flag("image", "Column of the images in your own data set.", shown=False)
+    label_column_name: str | None = flag(None, "Column of the labels in your own data set.", shown=False)
+    positive_labels: list[str] = flag([], "Its labels that mean melanoma.", shown=False)
+    lesion_column_name: str | None = flag(None, "Column of the group that is never split.", shown=False)
 
     def load(self, own_columns: Sequence[str] = ()) -> Records:
         """The records that the flags name, with `own_columns` besides; raises what `load_records` raises."""
+        from melanoma_fair_xai.data.loading import ColumnNames, load_records
+
         columns = ColumnNames(
             self.image_column_name,
             self.label_column_name,

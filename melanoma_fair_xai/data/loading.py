@@ -13,14 +13,17 @@ from dataset_scripts.builder import LesionBuilder
 from dataset_scripts.schema import SKIPPED_COLUMNS, SKIPPED_NAME, UNKNOWN, check_unique
 from dataset_scripts.sources import SOURCES
 from dataset_scripts.splits import (
+    MANIFEST_NAME,
     assign_folds,
     check_disjoint,
     fold_split,
     lesion_strata,
     read_manifest,
     splits_of_fold,
+    write_manifest,
 )
 from melanoma_fair_xai.base.errors import UserError, read_problem
+from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.hub_client import hub_problem
 from melanoma_fair_xai.base.processes import available_cores
 
@@ -59,6 +62,21 @@ class Records:
     def are_phantoms(self) -> bool:
         """Whether these are drawn lesions, on which results say nothing about patients."""
         return bool((self.table["source"] == "phantom").any())
+
+    @property
+    def manifest(self) -> pd.DataFrame:
+        """Which lesion each image that can be used is of, and in which split it is."""
+        return self.table.loc[self.table["split"] != UNUSABLE, ["image_id", "lesion_id", "split"]]
+
+    def write(self, folder: Path) -> None:
+        """Write to a run folder which image is in which split, and what could not be used."""
+        write_manifest(self.manifest, str(folder / MANIFEST_NAME))
+        self.write_skipped(folder)
+
+    def write_skipped(self, folder: Path) -> None:
+        """Write skipped.csv, what could not be used and why."""
+        with atomic_path(folder / SKIPPED_NAME) as path:
+            self.skipped.to_csv(path, index=False)
 
     def select(self, keep: np.ndarray) -> "Records":
         """The rows where `keep` (bool, one per row) holds."""

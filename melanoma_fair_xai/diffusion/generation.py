@@ -29,13 +29,6 @@ from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.diffusion.data import condition_column
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner, is_unknown
 
-SCHEDULERS = {
-    "dpm-solver++": diffusers.DPMSolverMultistepScheduler,
-    "unipc": diffusers.UniPCMultistepScheduler,
-    "ddim": diffusers.DDIMScheduler,
-    "ddpm": diffusers.DDPMScheduler,
-    "euler": diffusers.EulerDiscreteScheduler,
-}
 RECORD_KEY = "lesion"  # of the text in a PNG; in a JPEG it is the comment
 METADATA_NAME = "metadata.csv"
 SETTINGS_NAME = "generate_args.json"

@@ -9,62 +9,6 @@ from melanoma_fair_xai.diffusion.data import Conditions
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
 
 CHANNEL_UNIT = 16  # channels of an attention head, and of two norm groups
-# What each preset sets, unless a flag says otherwise. 32-tiny and 64-small are for a CPU and an hour or two, 128-base
-# and 256-base for one GPU and a day or more (256-base: 24 GB in bf16).
-PRESETS = {
-    "32-tiny": {
-        "resolution": 32,
-        "block_out_channels": [32, 64, 96],
-        "layers_per_block": 1,
-        "attention_resolutions": [8],
-        "beta_schedule": "squaredcos_cap_v2",
-        "train_batch_size": 16,
-        "learning_rate": 8e-4,
-        "max_train_steps": 3000,
-    },
-    "64-small": {
-        "resolution": 64,
-        "block_out_channels": [16, 48, 96, 128],
-        "layers_per_block": 1,
-        "attention_resolutions": [8],
-        "beta_schedule": "squaredcos_cap_v2",
-        "train_batch_size": 16,
-        "learning_rate": 8e-4,
-        "max_train_steps": 5000,
-    },
-    "128-base": {
-        "resolution": 128,
-        "block_out_channels": [64, 128, 192, 256],
-        "layers_per_block": 2,
-        "attention_resolutions": [16],
-        "beta_schedule": "squaredcos_cap_v2",
-        "train_batch_size": 32,
-        "learning_rate": 2e-4,
-        "max_train_steps": 100_000,
-    },
-    # With more pixels the same noise hides less of the whole: the linear schedule has more of it (Hoogeboom, Heek and
-    # Salimans 2023, arXiv:2301.11093).
-    "256-base": {
-        "resolution": 256,
-        "block_out_channels": [64, 128, 192, 256, 384],
-        "layers_per_block": 2,
-        "attention_resolutions": [16],
-        "beta_schedule": "linear",
-        "train_batch_size": 16,
-        "learning_rate": 1e-4,
-        "max_train_steps": 200_000,
-    },
-}
-
-
-def choose_preset(preset: str | None, resolution: int | None) -> str:
-    """The preset asked for, or else the first one of at least this resolution; without one, 64-small."""
-    if preset is None:
-        fitting = [name for name, values in PRESETS.items() if values["resolution"] >= (resolution or 64)]
-        return fitting[0] if fitting else list(PRESETS)[-1]
-    if preset not in PRESETS:
-        raise UserError(f"--preset {preset}: choose from {', '.join(PRESETS)}")
-    return preset
 
 
 def create_networks(

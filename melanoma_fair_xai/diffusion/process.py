@@ -3,8 +3,6 @@
 import diffusers
 import torch
 
-PREDICTION_TYPES = ("v_prediction", "sample", "epsilon")
-
 
 def make_noise_scheduler(prediction_type: str, beta_schedule: str) -> diffusers.DDPMScheduler:
     """1000 steps; at zero terminal SNR with trailing timesteps (Lin et al. 2024, arXiv:2305.08891) where the

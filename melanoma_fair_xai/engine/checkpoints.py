@@ -17,10 +17,12 @@ from accelerate.utils import gather_object, load
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import PARTIAL_PREFIX, file_digest, plain, sync_to_disk, write_json
 
+from .arguments import LATEST
 from .launch import common_error, on_main_process
-from .run_folder import LATEST, remove
+from .run_folder import remove
 
 CHECKSUMS_NAME = "checksums.json"
+LAYOUT = 2  # of what a checkpoint holds: networks, then schedule, averages, progress
 FACTS_NAME = "facts.json"
 
 
@@ -220,6 +222,7 @@ def _run_facts(accelerator: accelerate.Accelerator, facts: Mapping[str, Any] | N
     return {
         "fixed": plain(
             {
+                "layout": LAYOUT,
                 "number of processes": accelerator.num_processes,
                 "gradient_accumulation_steps": accelerator.gradient_accumulation_steps,
                 "mixed_precision": accelerator.mixed_precision,
@@ -235,15 +238,21 @@ def _read_facts(path: pathlib.Path) -> dict[str, Any]:
 
 
 def _check_facts(path: pathlib.Path, written: dict[str, Any], now: dict[str, Any]) -> None:
+    if written["fixed"].get("layout") != LAYOUT:
+        raise UserError(
+            f"{path}: written by another version of melanoma-fair-xai;\n"
+            "finish the run with that one, or start anew in another --output_dir"
+        )
     for name, value in written["fixed"].items():
         if name in now["fixed"] and now["fixed"][name] != value:
             raise UserError(
                 f"{path}: written with {name} {value}, but this run has {now['fixed'][name]};\n"
                 "a resumed run must go on with the same, or start anew in another --output_dir"
             )
-    for name, value in written["noted"].items():
-        if now["noted"].get(name) != value:
-            print(f"{path.name} was written with {name} {value}, now {now['noted'][name]}: last bits may differ")
+    for name, value in now["noted"].items():
+        there = written.get("noted", {}).get(name)
+        if there != value:
+            print(f"{path.name} was written with {name} {there}, now {value}: last bits may differ")
 
 
 def check_tensors(path: pathlib.Path, name: str, tensors: Mapping[str, torch.Tensor]) -> None:

@@ -12,9 +12,12 @@ from typing import Any, TypeVar
 
 import accelerate
 import torch
-from accelerate.utils import broadcast_object_list
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import TorchDynamoPlugin, broadcast_object_list
 
 from melanoma_fair_xai.base.errors import UserError
+
+from .options import TrainingOptions
 
 Result = TypeVar("Result")
 
@@ -33,6 +36,20 @@ def create_accelerator(*, cpu: bool = False, timeout_minutes: float = 60, **opti
     _check_processes(accelerator.num_processes)
     _hint_at_idle_cores(accelerator)
     return accelerator
+
+
+def start_accelerator(options: TrainingOptions) -> accelerate.Accelerator:
+    """The Accelerator of a training; UserError for a tracker that is not installed."""
+    tracker = None if options.report_to == "none" else options.report_to
+    if tracker not in (None, *map(str, get_available_trackers())):
+        raise UserError(f"--report_to {tracker}: not installed; install it, or give --report_to tensorboard or none")
+    return create_accelerator(
+        mixed_precision=resolve_precision(options.mixed_precision),
+        gradient_accumulation_steps=options.gradient_accumulation_steps,
+        log_with=tracker,
+        project_dir=options.output_dir,
+        dynamo_plugin=TorchDynamoPlugin(backend="inductor") if options.torch_compile else None,
+    )
 
 
 def resolve_precision(requested: str) -> str:

@@ -1,6 +1,7 @@
 """How far a run is, and its batches from there on."""
 
 import json
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -27,29 +28,25 @@ class TrainingProgress:
         self.history: list[dict[str, Any]] = []
         self.best_value: float | None = None
         self.best_step: int | None = None
-        self.best_weights: dict[str, torch.Tensor] | None = None
+        self.best_weights: dict[str, dict[str, torch.Tensor]] | None = None  # by network
 
     def record(self, **values: Any) -> None:
         """Add a row to the history, with step and epoch."""
         self.history.append(plain({"step": self.global_step, "epoch": self.epoch, **values}))
 
-    def update_best(
-        self, value: float, weights: dict[str, torch.Tensor] | None = None, greater_is_better: bool = True
-    ) -> bool:
-        """Whether `value` is the best so far, and if so, keep it and a copy of the weights. NaN and a tie are not.
+    def update_best(self, value: float, weights: dict[str, dict[str, torch.Tensor]]) -> bool:
+        """Whether `value` is the highest so far, and if so, keep it and a copy of the networks' weights; NaN is not.
 
         Both must be the same in every process: call it inside `EMA.applied`, or batch-norm statistics will differ.
         """
         value = float(value)
-        if value != value:
-            return False
-        if self.best_value is not None and not (
-            value > self.best_value if greater_is_better else value < self.best_value
-        ):
+        if math.isnan(value) or (self.best_value is not None and value <= self.best_value):
             return False
         self.best_value, self.best_step = value, self.global_step
-        if weights is not None:
-            self.best_weights = {name: tensor.detach().cpu().clone() for name, tensor in weights.items()}
+        self.best_weights = {
+            name: {key: tensor.detach().cpu().clone() for key, tensor in tensors.items()}
+            for name, tensors in weights.items()
+        }
         return True
 
     def finish_epoch(self) -> None:

@@ -12,11 +12,11 @@ import accelerate
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import PARTIAL_PREFIX, atomic_path
 
+from .arguments import ARGUMENTS_NAME
 from .launch import on_main_process
 
-ARGUMENTS_NAME = "training_args.json"
 LOCK_NAME = ".lock"
-LATEST = "latest"  # --resume_from_checkpoint latest
+
 
 # What --overwrite_output_dir may remove; whatever else lies in the folder is the user's and stays.
 WRITTEN_BY_A_RUN = (

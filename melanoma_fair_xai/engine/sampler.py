@@ -70,3 +70,9 @@ def training_loader(
         persistent_workers=num_workers > 0,
         **options,
     )
+
+
+def balanced_weights(groups: np.ndarray) -> np.ndarray:
+    """Sampling weights (n,) with which every value of `groups` (n,) is drawn equally often."""
+    _, inverse, counts = np.unique(groups, return_inverse=True, return_counts=True)
+    return 1 / counts[inverse]

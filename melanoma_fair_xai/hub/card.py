@@ -1,5 +1,6 @@
 """What the cards of all kinds share: a text made of a folder's files alone, whole or not at all."""
 
+import dataclasses
 import json
 import re
 import shutil
@@ -109,10 +110,12 @@ def population_table(population: list[dict[str, Any]]) -> str:
     return markdown_table(["images (melanomas)", *splits], [rows[0], ["lesions", *lesions], *rows[1:]])
 
 
-def settings_text(settings: dict[str, Any], names: Iterable[str]) -> str:
-    """Settings that say something, as one line."""
+def settings_text(settings: dict[str, Any], *arguments: type) -> str:
+    """Settings that say something, as one line, in the order of the dataclasses that declare them as shown."""
+    fields = [field for owner in arguments for field in dataclasses.fields(owner)]
+    names = [field.name for field in fields if field.metadata["shown"] and not field.metadata["free"]]
 
     def text(value: Any) -> str:
         return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
-    return ", ".join(f"`{name}` {text(settings[name])}" for name in names if settings[name] not in (None, "", []))
+    return ", ".join(f"`{name}` {text(settings[name])}" for name in names if settings.get(name) not in (None, "", []))

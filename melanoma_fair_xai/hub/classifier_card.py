@@ -12,6 +12,7 @@ from scipy.special import expit, logit
 
 from dataset_scripts.schema import SKIN_TYPES, UNKNOWN
 from melanoma_fair_xai.base.tables import markdown_table
+from melanoma_fair_xai.classifier.arguments import ModelArguments, TaskArguments, TrainingArguments
 from melanoma_fair_xai.classifier.calibration import choose_threshold
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.fairness import evaluate_predictions
@@ -28,13 +29,6 @@ HEADLINE = ("roc_auc", "sensitivity", "specificity")
 HEADLINE_GROUPS = (PRIMARY, "ita_tertile", "sex", "age_band")
 SCREENING = {"90 %": "sensitivity=0.9", "95 %": "sensitivity=0.95"}  # operating points beside the published one
 CALIBRATION = ("brier", "calibration_intercept", "calibration_slope", "ece")
-SETTINGS = (
-    *("model_name_or_path", "image_size", "drop_rate", "train_batch_size", "gradient_accumulation_steps"),
-    *("num_train_epochs", "max_train_steps", "max_train_samples", "learning_rate", "lr_scheduler", "lr_warmup_steps"),
-    *("adam_beta1", "adam_beta2", "adam_weight_decay", "max_grad_norm", "label_smoothing", "class_balanced_sampling"),
-    *("mitigation", "mitigation_group", "min_crop_area", "color_jitter", "use_ema", "ema_max_decay"),
-    *("mixed_precision", "seed"),
-)
 
 
 def record_classifier(
@@ -130,7 +124,7 @@ def write_classifier_card(folder: Path, output: Path | None = None) -> Path:
         facts=facts,
         data=data,
         population=card.population_table(facts["population"]),
-        settings=card.settings_text(facts["settings"], SETTINGS),
+        settings=card.settings_text(facts["settings"], TaskArguments, ModelArguments, TrainingArguments),
         headline=headline_table(rows),
         limits=untested(rows, facts),
         tested=tested_contrasts(contrasts),

@@ -10,7 +10,7 @@ import PIL.Image
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import atomic_path, write_json
 from melanoma_fair_xai.base.tables import markdown_table, number
-from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME
+from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME
 from melanoma_fair_xai.explain.controls import RIVALS
 from melanoma_fair_xai.explain.findings import beats, interval, trap_sentences
 from melanoma_fair_xai.explain.measures import MEASURES

@@ -8,6 +8,7 @@ from huggingface_hub import ModelCardData
 
 from melanoma_fair_xai.base.tables import markdown_table, number
 from melanoma_fair_xai.data.loading import Records
+from melanoma_fair_xai.diffusion.arguments import ConditionArguments, ModelArguments, TrainingArguments
 from melanoma_fair_xai.diffusion.lesion_conditioner import FIRST_CONDITIONS, RARE, Category, Measure, make_encoders
 from melanoma_fair_xai.hub import card, quality
 from melanoma_fair_xai.hub.record import record
@@ -15,13 +16,6 @@ from melanoma_fair_xai.hub.record import record
 TEMPLATE = "diffusion.md"
 CONFIGS = ("conditioner/config.json", "unet/config.json", "scheduler/scheduler_config.json")
 PARTS = ("card_data.json", "metrics.json", *CONFIGS)
-SETTINGS = (
-    *("preset", "resolution", "block_out_channels", "layers_per_block", "attention_resolutions", "beta_schedule"),
-    *("max_train_steps", "max_train_samples", "train_batch_size", "gradient_accumulation_steps", "learning_rate"),
-    *("lr_scheduler", "lr_warmup_steps", "adam_beta1", "adam_beta2", "adam_weight_decay", "max_grad_norm"),
-    *("snr_gamma", "condition_dropout", "unconditional_share", "class_balanced_sampling", "use_ema", "ema_max_decay"),
-    *("mixed_precision", "seed"),
-)
 
 
 def record_generator(
@@ -69,7 +63,7 @@ def write_generator_card(folder: Path, output: Path | None = None) -> Path:
         facts=facts,
         data=data,
         population=card.population_table(facts["population"]),
-        settings=card.settings_text(facts["settings"], SETTINGS),
+        settings=card.settings_text(facts["settings"], ConditionArguments, ModelArguments, TrainingArguments),
         conditions=conditions_table(conditions),
         has_skin_types="fitzpatrick" in conditions,
         example=example(conditions),

@@ -1,7 +1,7 @@
 """Publishing a finished run on the Hub: the model, its card and what the card shows, and nothing else."""
 
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -9,6 +9,7 @@ from safetensors import SafetensorError, safe_open
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.hub_client import open_repository, publish
 from melanoma_fair_xai.base.publication import CARD_NAME, Publication, collect, file_problem, read_card
+from melanoma_fair_xai.hub.arguments import HubArguments
 
 CARD_DATA_NAME = "card_data.json"
 CLASSIFIER_FILES = (CARD_NAME, "config.json", "model.safetensors")
@@ -25,17 +26,6 @@ GENERATOR_FILES = (
 )
 RUN_EXTRAS = (CARD_DATA_NAME, "fairness.csv", "metrics.json", "training_args.json")
 RUN_EXTRAS += ("figures/*", "samples/*", "unet/*.index.json")
-
-
-@dataclass
-class HubArguments:
-    """The flags of publishing that both trainings have."""
-
-    push_to_hub: bool = field(default=False, metadata={"help": "Publish the run on the Hub when it is finished."})
-    hub_model_id: str | None = field(
-        default=None, metadata={"help": "USER/NAME there; default: your user and the run folder's name."}
-    )
-    hub_private_repo: bool = field(default=True, metadata={"help": "Make the repository private if it is new."})
 
 
 def model_publication(folder: Path) -> Publication:
@@ -68,15 +58,15 @@ def run_file_problem(path: Path) -> str | None:
     return file_problem(path)
 
 
-def check_push(options: HubArguments) -> None:
+def check_push(hub: HubArguments, output_dir: str) -> None:
     """Before a training: UserError if its model could not be pushed afterwards. Makes the repository."""
-    open_repository(_repo_id(options), "model", options.hub_private_repo)
+    open_repository(_repo_id(hub, output_dir), "model", hub.hub_private_repo)
 
 
-def push_run(options: HubArguments) -> None:
+def push_run(hub: HubArguments, output_dir: str) -> None:
     """Publish the finished run in --output_dir, and say where."""
-    print(publish(model_publication(Path(options.output_dir)), _repo_id(options), options.hub_private_repo))
+    print(publish(model_publication(Path(output_dir)), _repo_id(hub, output_dir), hub.hub_private_repo))
 
 
-def _repo_id(options: HubArguments) -> str:
-    return options.hub_model_id or Path(options.output_dir).resolve().name
+def _repo_id(hub: HubArguments, output_dir: str) -> str:
+    return hub.hub_model_id or Path(output_dir).resolve().name

@@ -22,7 +22,7 @@ from melanoma_fair_xai.base.hub_client import local_folder
 from melanoma_fair_xai.base.publication import code_commit
 from melanoma_fair_xai.classifier.models import is_timm_name
 from melanoma_fair_xai.data.loading import UNUSABLE, Records, is_synthetic
-from melanoma_fair_xai.engine.arguments import command_line
+from melanoma_fair_xai.engine.arguments import command_line, settings
 from melanoma_fair_xai.fairness.groups import MAX_GROUPS, group_column
 from melanoma_fair_xai.hub.publish import CARD_DATA_NAME
 
@@ -140,8 +140,6 @@ def record(folder: Path, kind: str, title: str, records: Records, script: str, a
     `kind` is `classifier` or `generator`; `arguments` are the dataclasses of `script`, which give the command.
     """
     arguments = tuple(without_local_paths(instance) for instance in arguments)
-    settings = {name: value for instance in arguments for name, value in vars(instance).items()}
-    hidden = ("output_dir", "data_dir", "overwrite_output_dir", "resume_from_checkpoint", "logging_dir")
     write_json(
         folder / CARD_DATA_NAME,
         {
@@ -152,11 +150,7 @@ def record(folder: Path, kind: str, title: str, records: Records, script: str, a
             "population": population(records.table),
             "skipped": len(records.skipped),
             "generated_images": int(is_synthetic(records.table).sum()),
-            "settings": {
-                name: value
-                for name, value in settings.items()
-                if name not in hidden and not name.startswith(("hub_", "push_"))
-            },
+            "settings": settings(*arguments),
             "command": command_line(script, *arguments),
             "versions": versions(),
             "commit": code_commit(),

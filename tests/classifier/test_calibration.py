@@ -5,13 +5,13 @@ from scipy.special import expit, log_softmax
 from sklearn.linear_model import LogisticRegression
 
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.classifier.arguments import parse_threshold_rule
 from melanoma_fair_xai.classifier.calibration import (
     Calibration,
     calibrate,
     choose_threshold,
     fit_platt,
     fit_temperature,
-    parse_threshold_rule,
 )
 
 

@@ -16,8 +16,8 @@ from accelerate.utils import load
 
 import train_classifier
 from melanoma_fair_xai.base.errors import run_command
-from melanoma_fair_xai.classifier.mitigation import DRO_STEP_SIZE, GroupLoss, balanced_weights
-from melanoma_fair_xai.engine.sampler import EpochSampler
+from melanoma_fair_xai.classifier.mitigation import DRO_STEP_SIZE, GroupLoss
+from melanoma_fair_xai.engine.sampler import EpochSampler, balanced_weights
 from melanoma_fair_xai.fairness import read_predictions
 
 CELLS = np.array([0, 0, 0, 0, 1, 1, 1, 2, 2, 3])

@@ -5,12 +5,12 @@ import pytest
 import torch
 
 from melanoma_fair_xai.diffusion.process import (
-    PREDICTION_TYPES,
     loss_weights,
     make_noise_scheduler,
     training_target,
 )
 
+PREDICTION_TYPES = ("v_prediction", "sample", "epsilon")
 SCHEDULES = ["linear", "scaled_linear", "squaredcos_cap_v2"]
 
 

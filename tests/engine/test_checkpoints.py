@@ -220,23 +220,32 @@ def test_progress_survives_with_plain_types_only(accelerator, tmp_path):
     _, progress = prepared(accelerator)
     progress.global_step = 7
     progress.record(auc=torch.tensor(0.75), ids=torch.tensor([1, 2]), loss=float("nan"))
-    assert progress.update_best(0.75, {"w": torch.ones(2)})
+    assert progress.update_best(0.75, {"net": {"w": torch.ones(2)}})
     save_checkpoint(accelerator, tmp_path, 7)
     resumed = TrainingProgress()
     accelerator._custom_objects[0] = resumed
     load_checkpoint(accelerator, tmp_path / "checkpoint-7")
     assert resumed.history == [{"step": 7, "epoch": 0, "auc": 0.75, "ids": [1, 2], "loss": None}]
     assert (resumed.best_value, resumed.best_step) == (0.75, 7)
-    assert torch.equal(resumed.best_weights["w"], torch.ones(2))
+    assert torch.equal(resumed.best_weights["net"]["w"], torch.ones(2))
+
+
+@pytest.mark.parametrize("change", [{"layout": 1}, {}])
+def test_a_checkpoint_of_another_layout_is_refused_by_name(accelerator, tmp_path, change):
+    prepared(accelerator)
+    path = save_checkpoint(accelerator, tmp_path, 7)
+    facts = json.loads((path / "facts.json").read_text())
+    del facts["fixed"]["layout"]
+    facts["fixed"].update(change)
+    (path / "facts.json").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match="checkpoint-7: written by another version of melanoma-fair-xai"):
+        load_checkpoint(accelerator, path)
 
 
 def test_best_so_far():
     progress = TrainingProgress()
     values = [float("nan"), 0.5, 0.5, 0.4, float("nan"), 0.6]
-    assert [progress.update_best(value) for value in values] == [False, True, False, False, False, True]
-    progress = TrainingProgress()
-    assert [progress.update_best(value, greater_is_better=False) for value in (0.5, 0.6, 0.4)] == [True, False, True]
-    weights = {"w": torch.zeros(1)}
-    progress.update_best(0.0, weights, greater_is_better=False)
-    weights["w"] += 1
-    assert progress.best_weights["w"] == 0  # a copy
+    weights = {"net": {"w": torch.zeros(1)}}
+    assert [progress.update_best(value, weights) for value in values] == [False, True, False, False, False, True]
+    weights["net"]["w"] += 1
+    assert progress.best_weights["net"]["w"] == 0  # a copy

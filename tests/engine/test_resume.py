@@ -34,7 +34,7 @@ def references(tmp_path_factory):
 def resume_and_compare(folder, reference, processes=1, *flags) -> int:
     """Resume a run, check that it ends as the reference did, bit for bit, and return the number of tensors."""
     text = run_to_end(folder, *RESUME, *flags, processes=processes)
-    assert "resumed from checkpoint-" in text
+    assert "resuming from checkpoint-" in text
     assert not partial_checkpoints(folder)
     tensors, differing = differences(reference, final_state(folder))
     assert tensors > 30 * processes

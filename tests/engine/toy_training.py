@@ -1,48 +1,48 @@
-"""A training on random images that uses every part of the engine, small enough to be killed again and again."""
+"""A training on random images under the engine, small enough to be killed again and again."""
 
 import os
 import resource
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from accelerate.tracking import GeneralTracker
 from accelerate.utils import set_seed
 from torch import nn
 
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.flags import flag, with_default
 from melanoma_fair_xai.base.seeding import sample_generator
-from melanoma_fair_xai.engine.arguments import parse_arguments, save_arguments
-from melanoma_fair_xai.engine.checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
-from melanoma_fair_xai.engine.ema import EMA
-from melanoma_fair_xai.engine.launch import check_finite, create_accelerator, explained_errors
-from melanoma_fair_xai.engine.progress import TrainingProgress, epoch_batches
-from melanoma_fair_xai.engine.run_folder import ARGUMENTS_NAME, open_run_folder
-from melanoma_fair_xai.engine.sampler import EpochSampler, training_loader
-from melanoma_fair_xai.engine.signals import StopSignal
-from melanoma_fair_xai.engine.trackers import start_trackers
+from melanoma_fair_xai.engine import training
+from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME, parse_arguments, save_arguments
+from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
+from melanoma_fair_xai.engine.options import TrainingOptions
+from melanoma_fair_xai.engine.run_folder import open_run_folder
+from melanoma_fair_xai.engine.sampler import balanced_weights
+
+training.LOGGING_STEPS = 1
 
 
 @dataclass
-class Arguments:
-    output_dir: str = field(default="toy-run", metadata={"help": "Where to write."})
-    overwrite_output_dir: bool = False
-    resume_from_checkpoint: str | None = None
-    seed: int = 0
-    train_batch_size: int = 4
-    gradient_accumulation_steps: int = 2
-    learning_rate: float = 0.05
-    num_train_epochs: int = 3
-    checkpointing_steps: int = 4
-    checkpoints_total_limit: int | None = 2
-    dataloader_num_workers: int = 0
-    width: int = field(default=8, metadata={"help": "Channels of the net."})
-    balanced: bool = field(default=True, metadata={"help": "Draw both classes equally often."})
-    padding: int = field(default=0, metadata={"help": "Numbers to carry along, to make checkpoints slow to write."})
-    step_seconds: float = field(default=0.0, metadata={"help": "Seconds to wait in each step."})
-    fault: str | None = field(default=None, metadata={"help": "Something to go wrong in step 5."})
-    report_to: str | None = None
+class Arguments(TrainingOptions):
+    output_dir: str = with_default(TrainingOptions, "output_dir", "toy-run")
+    train_batch_size: int = with_default(TrainingOptions, "train_batch_size", 4)
+    gradient_accumulation_steps: int = with_default(TrainingOptions, "gradient_accumulation_steps", 2)
+    learning_rate: float = with_default(TrainingOptions, "learning_rate", 0.05)
+    ema_max_decay: float | None = with_default(TrainingOptions, "ema_max_decay", 0.9)
+    checkpointing_steps: int | None = with_default(TrainingOptions, "checkpointing_steps", 4)
+    report_to: Literal["tensorboard", "none"] = with_default(TrainingOptions, "report_to", "none")
+    num_train_epochs: int = flag(3, "Epochs.")
+    width: int = flag(8, "Channels of the net.", free=True)
+    padding: int = flag(0, "Numbers to carry along, to make checkpoints slow to write.", free=True)
+    step_seconds: float = flag(0.0, "Seconds to wait after each step.", free=True)
+    fault: str | None = flag(None, "Something to go wrong after step 5.", free=True)
+
+    def total_steps(self, steps_per_epoch: int) -> int:
+        return self.num_train_epochs * steps_per_epoch
 
 
 class ToyData(torch.utils.data.Dataset):
@@ -74,6 +74,61 @@ class ToyNet(nn.Sequential):
         self.register_buffer("padding", torch.zeros(padding))
 
 
+class Seen:
+    """The samples and losses of every batch so far, of all processes."""
+
+    def __init__(self):
+        self.rows = []
+
+    def state_dict(self) -> dict:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.rows = state["rows"]
+
+
+class ToyLearner(training.Learner):
+    def __init__(self, accelerator, args: Arguments):
+        self.accelerator, self.args = accelerator, args
+        self.networks = {"net": ToyNet(args.width, args.padding)}
+        self.dataset = ToyData(args.seed)
+        self.sampling_weights = balanced_weights(self.dataset.labels.numpy())
+        self.seen = Seen()
+        self.state = (self.seen,)
+
+    def loss(self, networks, batch) -> torch.Tensor:
+        if len(self.seen.rows) == 5 * self.args.gradient_accumulation_steps:
+            break_something(self.args.fault, self.networks["net"])
+        loss = nn.functional.cross_entropy(networks["net"](batch["image"]), batch["label"])
+        everywhere = self.accelerator.gather(loss.detach()), self.accelerator.gather(batch["id"])
+        self.seen.rows.append([part.flatten().tolist() for part in everywhere])
+        return loss
+
+    @torch.no_grad()
+    def validate(self, step: int) -> training.Validation:
+        scores = self.networks["net"](self.dataset.images).softmax(1)[:, 1]
+        value = -(scores * (2 * self.dataset.labels - 1)).mean().item()
+        return training.Validation({"validation_value": value}, f"step {step}: {value:.3f}", score=value)
+
+
+class Steps(GeneralTracker):
+    """Says which step is done, and waits."""
+
+    name, requires_logging_directory, tracker = "steps", False, None
+
+    def __init__(self, seconds: float):
+        super().__init__()
+        self.seconds = seconds
+
+    def store_init_configuration(self, values: dict) -> None:
+        pass
+
+    def log(self, values: dict, step: int | None = None) -> None:
+        if "train/loss" in values:
+            time.sleep(self.seconds)
+            print(f"\nstep {step}", flush=True)  # on a line of its own, below the bar
+
+
 def break_something(fault: str | None, model: nn.Module) -> None:
     if fault == "nan":
         next(model.parameters()).data.fill_(float("nan"))
@@ -89,101 +144,38 @@ def break_something(fault: str | None, model: nn.Module) -> None:
 
 def main() -> None:
     (args,) = parse_arguments(Arguments)
-    accelerator = create_accelerator(
-        cpu=True,
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        log_with=args.report_to,
-        project_dir=args.output_dir,
-    )
-    resume = args.resume_from_checkpoint is not None
-    with (
-        open_run_folder(accelerator, args.output_dir, resume=resume, overwrite=args.overwrite_output_dir) as folder,
-        explained_errors(),
-    ):
-        train(args, accelerator, folder)
-
-
-def train(args, accelerator, folder) -> None:
-    set_seed(args.seed, device_specific=True)
-    data = ToyData(args.seed)
-    weights = 1 / torch.bincount(data.labels)[data.labels] if args.balanced else None
-    sampler = EpochSampler(len(data), args.seed, weights=weights)
-    loader = training_loader(data, sampler, args.train_batch_size, args.dataloader_num_workers)
-    model = ToyNet(args.width, args.padding)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate)
-    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 100)
-    model, optimizer, loader, scheduler = accelerator.prepare(model, optimizer, loader, scheduler)
-    ema, progress = EMA(model, decay=0.9), TrainingProgress()
-    accelerator.register_for_checkpointing(ema, progress)
-
-    facts = {"seed": args.seed, "train_batch_size": args.train_batch_size, "num_train_epochs": args.num_train_epochs}
-    checkpoint = find_checkpoint(accelerator, folder, args.resume_from_checkpoint)
-    if checkpoint is not None:
-        load_checkpoint(accelerator, checkpoint, facts=facts)
-        accelerator.print(f"resumed from {checkpoint.name} at step {progress.global_step}", flush=True)
-    elif args.resume_from_checkpoint:
-        accelerator.print(f"{folder}: nothing to resume, starting", flush=True)
-    if accelerator.is_main_process:
-        save_arguments(folder / ARGUMENTS_NAME, args)
-    if args.report_to:
-        start_trackers(accelerator, "logs", args, step=progress.global_step)
-
-    def save():
-        limit = args.checkpoints_total_limit
-        return save_checkpoint(accelerator, folder, progress.global_step, total_limit=limit, facts=facts)
-
-    print(f"process {accelerator.process_index} of {accelerator.num_processes}", flush=True)
-    with StopSignal() as stop:
-        for _ in range(progress.epoch, args.num_train_epochs):
-            for batch in epoch_batches(accelerator, loader, progress):
-                with accelerator.accumulate(model):
-                    loss = nn.functional.cross_entropy(model(batch["image"]), batch["label"])
-                    check_finite(accelerator.reduce(loss.detach(), "mean"), progress.global_step + 1)
-                    accelerator.backward(loss)
-                    optimizer.step()
-                    scheduler.step()
-                    optimizer.zero_grad()
-                progress.record(loss=accelerator.gather(loss.detach()), ids=accelerator.gather(batch["id"]))
-                if not accelerator.sync_gradients:
-                    continue
-                progress.global_step += 1
-                ema.update(model)
-                time.sleep(args.step_seconds)
-                accelerator.print(f"step {progress.global_step}", flush=True)
-                accelerator.log({"loss": loss.item()}, step=progress.global_step)
-                if progress.global_step == 5:
-                    break_something(args.fault, model)
-                if progress.global_step % args.checkpointing_steps == 0:
-                    save()
-                if stop.requested(accelerator):
-                    stop.exit(accelerator, f"{save().name} is written; continue with --resume_from_checkpoint latest")
-            with ema.applied(model):
-                value = validate(model)
-                progress.update_best(value, accelerator.get_state_dict(model), greater_is_better=False)
-            progress.record(validation=value)
-            progress.finish_epoch()
-    accelerator.end_training()
-
-    everything = {
-        "model": accelerator.get_state_dict(model),
-        "ema": ema.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scheduler": scheduler.state_dict(),
-        "progress": progress.state_dict(),
-        "random": torch.get_rng_state(),
-    }
-    with atomic_path(folder / f"final-{accelerator.process_index}.pt") as path:
-        torch.save(everything, path)
-    accelerator.print("finished", flush=True)
-
-
-@torch.no_grad()
-def validate(model: nn.Module) -> float:
-    model.eval()
-    data = ToyData(seed=0)
-    value = (model(data.images).softmax(1)[:, 1] * (2 * data.labels - 1)).mean().item()
-    model.train()
-    return value
+    with explained_errors():
+        accelerator = create_accelerator(
+            cpu=True,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+            project_dir=args.output_dir,
+        )
+        set_seed(args.seed, device_specific=True)
+        learner = ToyLearner(accelerator, args)
+        accelerator.log_with = [Steps(args.step_seconds)]
+        accelerator.log_with += ["tensorboard"] if args.report_to == "tensorboard" else []
+        resume = args.resume_from_checkpoint is not None
+        with open_run_folder(
+            accelerator, args.output_dir, resume=resume, overwrite=args.overwrite_output_dir
+        ) as folder:
+            run = training.Training(accelerator, folder, learner, args)
+            if accelerator.is_main_process:
+                save_arguments(folder / ARGUMENTS_NAME, args)
+            print(f"process {accelerator.process_index} of {accelerator.num_processes}", flush=True)
+            run.run()
+            accelerator.end_training()
+            everything = {
+                "best": learner.networks["net"].state_dict(),
+                "emas": [ema.state_dict() for ema in run.emas.values()],
+                "optimizer": run.optimizer.state_dict(),
+                "scheduler": run.scheduler.state_dict(),
+                "progress": run.progress.state_dict(),
+                "seen": learner.seen.rows,
+                "random": torch.get_rng_state(),
+            }
+            with atomic_path(folder / f"final-{accelerator.process_index}.pt") as path:
+                torch.save(everything, path)
+            accelerator.print("finished", flush=True)
 
 
 if __name__ == "__main__":

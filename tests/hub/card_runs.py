@@ -9,10 +9,9 @@ import pandas as pd
 import PIL.Image
 import torch
 
-import train_classifier
-import train_diffusion
-from melanoma_fair_xai.classifier.task import TaskArguments
+from melanoma_fair_xai.classifier import arguments as classifier
 from melanoma_fair_xai.data.loading import Records
+from melanoma_fair_xai.diffusion import arguments as diffusion
 from melanoma_fair_xai.fairness import FairnessReport, evaluate_predictions
 from melanoma_fair_xai.hub.classifier_card import record_classifier, write_classifier_card
 from melanoma_fair_xai.hub.generator_card import record_generator
@@ -69,9 +68,9 @@ def write_card(
     training = training_facts(1000, 1000, images_seen, torch.nn.Linear(3, 2))
     start = start or starting_point("resnet18", False, None)
     settings = (
-        TaskArguments(dataset_name=name, data_dir="/home/somebody/raw"),
-        train_classifier.ModelArguments(image_size=64, pretrained_weights="../somewhere/w.safetensors"),
-        train_classifier.TrainingArguments(output_dir="/home/somebody/runs/r18", seed=3, num_train_epochs=8),
+        classifier.TaskArguments(dataset_name=name, data_dir="/home/somebody/raw"),
+        classifier.ModelArguments(image_size=64, pretrained_weights="../somewhere/w.safetensors"),
+        classifier.TrainingArguments(output_dir="/home/somebody/runs/r18", seed=3, num_train_epochs=8),
     )
     tables = {"validation": make_predictions(list(types), 300), "test": table}
     record_classifier(folder, "resnet18, melanoma vs rest", tables, records, training, start, 0, settings)
@@ -100,9 +99,9 @@ def write_generator(folder: Path, images_seen: int = 96000) -> None:
     records = Records("ham10000", datasets.Dataset.from_dict({}), table.assign(split="train"), pd.DataFrame())
     training = training_facts(340, 340, images_seen, torch.nn.Linear(3, 2))
     settings = (
-        train_diffusion.ConditionArguments(dataset_name="ham10000"),
-        train_diffusion.ModelArguments(preset="64-small"),
-        train_diffusion.TrainingArguments(output_dir="runs/generator", learning_rate=1e-3),
+        diffusion.ConditionArguments(dataset_name="ham10000"),
+        diffusion.ModelArguments(preset="64-small"),
+        diffusion.TrainingArguments(output_dir="runs/generator", learning_rate=1e-3),
     )
-    train_diffusion.apply_preset(*settings[1:])
+    diffusion.apply_preset(*settings[1:])
     record_generator(folder, records, training, 50, settings)
