@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import datasets
+import diffusers
 import numpy as np
 import pandas as pd
 import PIL.Image
@@ -23,7 +24,13 @@ from melanoma_fair_xai.diffusion import quality
 from melanoma_fair_xai.diffusion.copies import CopyFinder, nearest_pixels, thumbnails
 from melanoma_fair_xai.diffusion.data import find_conditions
 from melanoma_fair_xai.diffusion.export import export_pipeline, make_pipeline
-from melanoma_fair_xai.diffusion.generation import drawn_conditions, image_seed, plain_value, read_record
+from melanoma_fair_xai.diffusion.generation import (
+    drawn_conditions,
+    image_seed,
+    load_pipeline,
+    plain_value,
+    read_record,
+)
 from melanoma_fair_xai.diffusion.networks import create_networks
 from melanoma_fair_xai.diffusion.process import make_noise_scheduler
 from melanoma_fair_xai.hub import quality as card_quality
@@ -91,8 +98,8 @@ def test_the_folder_is_an_image_folder_that_says_what_was_asked_for(synthetic):
 
 def test_a_row_of_the_table_and_the_pipeline_give_the_image_again(synthetic, model):
     row = pd.read_csv(synthetic / "metadata.csv").iloc[7]
-    pipeline = generate.load_pipeline(str(model))
-    pipeline.scheduler = generate.SCHEDULERS[row["scheduler"]].from_config(pipeline.scheduler.config)
+    pipeline = load_pipeline(str(model))
+    pipeline.scheduler = getattr(diffusers, generate.SAMPLERS[row["scheduler"]]).from_config(pipeline.scheduler.config)
     names = [name for name in generate.CONDITIONS if name in pipeline.conditioner.names]
     asked = {name: plain_value(row[name]) for name in names}
     image = pipeline(
