@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from huggingface_hub import RepoCard
 
@@ -16,7 +18,7 @@ CARD_NAME = "README.md"
 TEXTS = (".csv", ".json", ".md")
 
 # An absolute path, or one from the home folder: a slash that begins a word, and is no part of a URL or closing tag.
-LOCAL_PATH = re.compile(r"(?<![\w./:<~-])~?/[\w.@+-]+(?:/[\w.@+-]+)*/?")
+LOCAL_PATH = re.compile(r"(?<![\w./<~-])~?/[\w.@+-]+(?:/[\w.@+-]+)*/?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ def collect(
             if reason:
                 raise UserError(f"{path}: {reason}; write it again, nothing was sent")
             if path.suffix in TEXTS:
-                files[name] = without_local_paths(path.read_text(encoding="utf-8")).encode()
+                files[name] = _published_text(path).encode()
             else:
                 files[name] = path
     for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", card.content):
@@ -121,9 +123,31 @@ def read_card(folder: Path) -> RepoCard:
     return card
 
 
-def without_local_paths(text: str) -> str:
-    """The text with every absolute path shortened to its last part: who reads it on the Hub has no such folder."""
-    return LOCAL_PATH.sub(lambda match: PurePosixPath(match[0]).name, text)
+def without_local_paths(value: Any) -> Any:
+    """A text, or all texts in lists and dictionaries, with paths of this machine cut to their last part.
+
+    Who reads them has no such folders, and need not know where a home folder lies. A text that is a path as a whole
+    may hold spaces, and lead out of the working folder; within a longer one absolute paths are cut.
+    """
+    if isinstance(value, dict):
+        return {name: without_local_paths(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(without_local_paths(item) for item in value)
+    if not isinstance(value, str):
+        return value
+    if value.startswith(("/", "~/", "../")) and "\n" not in value:
+        return os.path.basename(os.path.normpath(value))
+    return LOCAL_PATH.sub(lambda match: PurePosixPath(match[0]).name, value)
+
+
+def _published_text(path: Path) -> str:
+    """What of a text file is published: strings of JSON are taken one by one, as they may be paths with spaces."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".json":
+        return without_local_paths(text)
+    value = json.loads(text)
+    cut = without_local_paths(value)
+    return text if cut == value else json.dumps(cut, indent=2, ensure_ascii=False) + "\n"
 
 
 def code_commit() -> str | None:

@@ -3,12 +3,11 @@
 import dataclasses
 import importlib.metadata
 import json
-import os
 import platform
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pandas as pd
 import timm
@@ -19,7 +18,7 @@ from torch import nn
 from dataset_scripts.sources import SOURCES, Source
 from melanoma_fair_xai.base.files import write_json
 from melanoma_fair_xai.base.hub_client import local_folder
-from melanoma_fair_xai.base.publication import code_commit
+from melanoma_fair_xai.base.publication import code_commit, without_local_paths
 from melanoma_fair_xai.classifier.models import is_timm_name
 from melanoma_fair_xai.data.loading import UNUSABLE, Records, is_synthetic
 from melanoma_fair_xai.engine.arguments import command_line, settings
@@ -30,8 +29,6 @@ PACKAGES = ("melanoma-fair-xai", "torch", "timm", "transformers", "diffusers", "
 DESCRIBED = ("fitzpatrick", "sex", "age_band", "localization", "source", "diagnosis")  # who is in the data
 FEW_IMAGES = 200  # a training on fewer is a smoke run
 ONE_EPOCH = 0.9  # of the images, as the last batch of an epoch may be left out
-
-Arguments = TypeVar("Arguments")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +136,7 @@ def record(folder: Path, kind: str, title: str, records: Records, script: str, a
 
     `kind` is `classifier` or `generator`; `arguments` are the dataclasses of `script`, which give the command.
     """
-    arguments = tuple(without_local_paths(instance) for instance in arguments)
+    arguments = tuple(dataclasses.replace(a, **without_local_paths(vars(a))) for a in arguments)
     write_json(
         folder / CARD_DATA_NAME,
         {
@@ -157,20 +154,6 @@ def record(folder: Path, kind: str, title: str, records: Records, script: str, a
             **facts,
         },
     )
-
-
-def without_local_paths(arguments: Arguments) -> Arguments:
-    """The dataclass with paths that lead out of the working folder cut to their last name: nobody needs to know where
-    a home folder lies."""
-
-    def cut(value: Any) -> Any:
-        if isinstance(value, list):
-            return [cut(item) for item in value]
-        if not isinstance(value, str) or not (os.path.isabs(value) or Path(value).parts[:1] == ("..",)):
-            return value
-        return os.path.basename(os.path.normpath(value))
-
-    return dataclasses.replace(arguments, **{name: cut(value) for name, value in vars(arguments).items()})
 
 
 def versions() -> Mapping[str, str]:

@@ -1,3 +1,4 @@
+import dataclasses
 import errno
 import io
 import os
@@ -14,8 +15,9 @@ from huggingface_hub import DatasetCard
 from dataset_scripts import prepare as prepare_module
 from dataset_scripts.builder import LesionBuilder
 from dataset_scripts.prepare import prepare_parquet, summarise
+from dataset_scripts.publishing import dataset_publication
 from dataset_scripts.schema import SKIPPED_COLUMNS, record_features
-from dataset_scripts.sources import Source
+from dataset_scripts.sources import LOCAL_USE_ONLY, Source
 from dataset_scripts.splits import manifest_hash, read_manifest
 from melanoma_fair_xai.base.errors import UserError
 
@@ -216,3 +218,54 @@ def test_summarise_counts_images_and_lesions():
     records = {"image_id": ["a", "b", "c"], "lesion_id": ["l", "l", "k"], "diagnosis": ["nv", "nv", "mel"]}
     lines = ["3 images, 2 lesions", "  nv: 2 images, 1 lesions", "  mel: 1 images, 1 lesions"]
     assert summarise(records).splitlines() == lines
+
+
+@pytest.mark.parametrize("crossing", [False, True])
+def test_a_lesion_on_both_sides_of_a_split_that_the_publisher_fixed_is_refused(make, tmp_path, crossing):
+    class Published(Toy):
+        def scan(self):
+            records, skipped = super().scan()
+            if crossing:
+                records.loc[29, "lesion_id"] = "l0"  # of a lesion whose images are ours to split
+            return records, skipped
+
+    if crossing:
+        with pytest.raises(UserError, match="toy: lesion l0 stands in more than one split"):
+            make(Published)._split_generators(None)
+    else:
+        make(Published)._split_generators(None)
+
+
+@pytest.mark.parametrize("may_be_published", [True, False])
+def test_images_that_may_not_be_passed_on_are_marked_and_not_published(make, tmp_path, may_be_published):
+    builder = make()
+    builder.source = dataclasses.replace(Toy.source, may_be_published=may_be_published)
+    prepare_parquet(builder, str(tmp_path / "toy"))
+    tags = DatasetCard.load(tmp_path / "toy" / "README.md").data.tags
+    assert (LOCAL_USE_ONLY in tags) is not may_be_published
+    if may_be_published:
+        assert "README.md" in dataset_publication(tmp_path / "toy").files
+    else:
+        with pytest.raises(UserError, match="may not be passed on"):
+            dataset_publication(tmp_path / "toy")
+
+
+def test_what_a_card_says_hangs_on_what_is_known(make, tmp_path):
+    """Ages, a homepage and a citation, each there and not."""
+    texts = {}
+    for name in ("without", "with"):
+        builder = make()
+        if name == "with":
+            scanned = builder.scan()
+            scanned[0].loc[:2, "age"] = pd.Series([30.0, 50.0, 80.0], dtype=object)
+            builder.scan = lambda scanned=scanned: scanned
+        else:
+            builder.source = dataclasses.replace(Toy.source, homepage="", citation="")
+        prepare_parquet(builder, str(tmp_path / name))
+        texts[name] = (tmp_path / name / "README.md").read_text()
+    for words, absent in (
+        ("Age is known of 3 of 30 images, from 30 to 80 years, median 50.", "Age is not known of any image."),
+        ("Licence: cc-by-4.0. https://example.org/toy\n\n```bibtex\n@misc{toy}\n```\n", "Licence: cc-by-4.0.\n\n\n"),
+    ):
+        assert words in texts["with"] and words not in texts["without"]
+        assert absent in texts["without"] and absent not in texts["with"]

@@ -220,6 +220,8 @@ def test_a_given_list_replaces_the_hash(raw, tmp_path):
     lesions = column(prepared, "lesion_id")
     assert [lesions[name] for name in names[:6]] == [names[0]] * 3 + [names[3]] * 3
     assert lesions[twin] == twin, "the list is taken at its word"
+    assert "(from a given list): 2 clusters hold 6 images" in builder.card_text()
+    assert "(by a perceptual hash): 1 clusters hold 2 images" in prepare(raw)[1].card_text()
     listed.write_text(f"a,b\n{names[0]},{names[1]}\n{names[0]},{'0' * 32}\n")
     with pytest.raises(UserError, match="line 3"):
         prepare(raw, duplicates=str(listed))

@@ -273,6 +273,13 @@ def test_the_command_writes_a_data_set_that_any_program_loads(tmp_path):
         assert row["source"] == "phantom"
 
 
+def test_the_card_says_what_was_planted_and_what_was_not(tmp_path):
+    plain = Phantom(cache_dir=str(tmp_path)).card_text()
+    planted = Phantom(cache_dir=str(tmp_path), tone_bias=0.5, confounder="ink", confounder_strength=0.7).card_text()
+    assert "tied to melanoma) | none |" in plain and "by 1 and 1) | 0 |" in plain
+    assert "tied to melanoma) | ink, strength 0.7 |" in planted and "by 0.6 and 0.5) | 0.5 |" in planted
+
+
 def test_the_images_of_a_lesion_differ_in_light_and_pose(tmp_path):
     builder = Phantom(cache_dir=str(tmp_path), num_images=30, image_size=32, images_per_lesion=3)
     builder.download_and_prepare()

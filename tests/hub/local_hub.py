@@ -37,6 +37,7 @@ UNAVAILABLE = "unavailable"  # 500 to whatever is asked about the repository
 NO_COMMITS = "no commits"  # 500 to the commit, after all files are there
 DROPPED = "dropped"  # the connection closes in the middle of a file's upload
 STALLED = "stalled"  # an upload never ends
+MOVED = "moved"  # somebody else commits, once, while files are on their way
 
 
 class LocalHub:
@@ -45,7 +46,7 @@ class LocalHub:
     Attributes:
         endpoint: its address.
         repositories: by (kind, id), such as ("model", "tester/r18").
-        faults: by repository id, one of UNAVAILABLE, NO_COMMITS, DROPPED and STALLED.
+        faults: by repository id, one of UNAVAILABLE, NO_COMMITS, DROPPED, STALLED and MOVED.
         requests: (method, path, status) of all requests so far.
     """
 
@@ -282,6 +283,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def preupload(self, kind: str, repo_id: str, rev: str) -> dict[str, Any]:
         repository = self.repository(kind, repo_id, write=True)
+        if self.hub.faults.get(repo_id) == MOVED:
+            del self.hub.faults[repo_id]
+            repository.commit({**repository.files, "theirs.txt": Blob(b"theirs", False)}, "somebody else's")
         present = repository.commits[repository.resolve(rev)]
         files = []
         for file in json.loads(self.body)["files"]:

@@ -8,14 +8,12 @@ import sys
 import time
 
 import pytest
-from local_hub import DROPPED, NO_COMMITS, STALLED, UNAVAILABLE
+from local_hub import DROPPED, MOVED, NO_COMMITS, STALLED, UNAVAILABLE
 from strangers import client_environment
 from tiny_runs import HOME, classifier_run
 
 from dataset_scripts.publishing import dataset_publication
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.base.hub_client import next_tag
-from melanoma_fair_xai.base.publication import without_local_paths
 from melanoma_fair_xai.hub.publish import model_publication
 
 CLASSIFIER = ["README.md", "config.json", "fairness.csv", "figures/roc.png", "metrics.json", "model.safetensors"]
@@ -105,6 +103,35 @@ def test_a_failed_upload_changes_nothing_and_is_repeated(run, run_hub, local_hub
     assert repository.files["model.safetensors"].content == (run / "model.safetensors").read_bytes()
 
 
+def test_a_branch_that_somebody_else_has_moved_is_not_overwritten(run, run_hub, local_hub):
+    push = ("push", run, "--hub_model_id", "tester/moved")
+    assert run_hub(*push).code == 0
+    repository = local_hub.repositories["model", "tester/moved"]
+    ours = repository.head
+    classifier_run(run, seed=1)
+    local_hub.faults["tester/moved"] = MOVED
+    message = failure(run_hub(*push))
+    assert "tester/moved: changed by somebody else at the same time; try again" in message and "is safe" in message
+    assert repository.log[-1][1] == "somebody else's" and repository.tags == {"v1": ours}
+    assert repository.files["model.safetensors"] == repository.commits[ours]["model.safetensors"]
+    assert run_hub(*push).code == 0, "now it knows of that commit"
+    assert repository.files["theirs.txt"].content == b"theirs"
+    assert repository.files["model.safetensors"].content == (run / "model.safetensors").read_bytes()
+    assert repository.tags == {"v1": ours, "v2": repository.head}
+
+
+def test_who_may_see_a_repository_never_changes_by_a_push(run, run_hub, local_hub):
+    public = "--no_hub_private_repo"
+    for name, flags, private in (("made-private", (), True), ("made-public", (public,), False)):
+        push = ("push", run, "--hub_model_id", f"tester/{name}")
+        assert run_hub(*push, *flags).code == 0
+        assert local_hub.repositories["model", f"tester/{name}"].private is private
+        again = run_hub(*push, public)
+        assert again.code == 0 and (", private, " if private else ", public, ") in again.output
+        assert local_hub.repositories["model", f"tester/{name}"].private is private
+        assert run_hub(*push).code == (0 if private else 2)
+
+
 def test_a_killed_upload_changes_nothing_and_is_repeated(run, run_hub, local_hub, tmp_path):
     local_hub.faults["tester/killed"] = STALLED
     command = [sys.executable, "-m", "melanoma_fair_xai.hub", "push", run, "--hub_model_id", "tester/killed"]
@@ -182,20 +209,6 @@ def test_names_and_folders_that_are_none_are_refused(run, run_hub, tmp_path, loc
     assert "no card" in failure(run_hub("push", tmp_path, "--hub_model_id", "tester/x"))
     assert "holds no data/*/*.parquet" in failure(run_hub("push", run, "--hub_dataset_id", "tester/x"))
     assert not {("model", "tester/x"), ("dataset", "tester/x")} & set(local_hub.repositories)
-
-
-def test_absolute_paths_are_shortened_and_nothing_else_is():
-    kept = (
-        "I-II / III-IV, 1/2, https://a.org/b/c?d=e, <b>x</b>, ../c, runs/r18, 10.1000/x, and/or, ![a](figures/a.png)"
-    )
-    assert without_local_paths(kept) == kept
-    assert (
-        without_local_paths('"/home/x/data", (/mnt/a.b/c_d), --dir=/data/ham ~/own/x') == '"data", (c_d), --dir=ham x'
-    )
-
-
-def test_versions_are_counted():
-    assert [next_tag(tags) for tags in ([], ["v1"], ["v9", "v10", "v1.5", "best"])] == ["v1", "v2", "v11"]
 
 
 def test_a_torn_data_set_is_refused(phantoms, tmp_path):
