@@ -30,12 +30,14 @@ from huggingface_hub import ModelCard
 from local_hub import USER, LocalHub
 from phantom_raw_data import write_inputs
 
+from dataset_scripts.sources import SOURCES
+
 PAGES = documentation.pages()
 BLOCKS = [block for page in PAGES for block in documentation.read_blocks(page)]
 LINKED = PAGES + [page for name in ("benchmarks", "model_cards") for page in sorted((REPOSITORY / name).rglob("*.md"))]
 OURS = [
     *(["python", name] for name in ("train_classifier.py", "train_diffusion.py", "explain.py", "generate.py")),
-    *(["python", "-m", f"dataset_scripts.{name}"] for name in ("ham10000", "fitzpatrick17k", "phantom")),
+    *(["python", "-m", source.module] for source in SOURCES.values()),
     ["python", "-m", "melanoma_fair_xai.fairness"],
     ["python", "-m", "melanoma_fair_xai.fairness", "compare"],
     ["python", "-m", "melanoma_fair_xai.diffusion.quality"],

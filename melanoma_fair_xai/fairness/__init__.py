@@ -1,17 +1,15 @@
 """Performance by group with intervals that a statistician accepts, from arrays and group columns; no torch."""
 
-from .comparison import Comparison, compare
-from .means import mean_by_group
-from .predictions import read_predictions
-from .report import FairnessReport
-from .stratified import evaluate, evaluate_predictions
+from melanoma_fair_xai.base.lazy import lazy
 
-__all__ = [
-    "Comparison",
-    "FairnessReport",
-    "compare",
-    "evaluate",
-    "evaluate_predictions",
-    "mean_by_group",
-    "read_predictions",
-]
+_NAMES = {
+    "Comparison": "comparison",
+    "FairnessReport": "report",
+    "compare": "comparison",
+    "evaluate": "stratified",
+    "evaluate_predictions": "stratified",
+    "mean_by_group": "means",
+    "read_predictions": "predictions",
+}
+__all__ = list(_NAMES)
+__getattr__ = lazy(__name__, _NAMES)

@@ -4,17 +4,42 @@ python -m melanoma_fair_xai.fairness runs/r18/predictions/test.parquet --group_b
 python -m melanoma_fair_xai.fairness compare runs/r18 runs/r18-balanced --group_by sex
 """
 
-import argparse
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-
-import pandas as pd
+from typing import TYPE_CHECKING
 
 from melanoma_fair_xai.base.errors import UserError, run_command
+from melanoma_fair_xai.base.flags import Parser, flag
 
-from .comparison import compare
-from .predictions import read_predictions
-from .stratified import evaluate_predictions
+if TYPE_CHECKING:
+    import pandas as pd
+
+# What does the work is imported once the flags are read: neither --help nor a wrong flag need wait for the statistics.
+
+
+def check_reference(text: str) -> None:
+    """Raise UserError for what is not COLUMN=GROUP."""
+    if "=" not in text:
+        raise UserError(f"--reference {text}: give COLUMN=GROUP, such as fitzpatrick_group=I-II")
+
+
+@dataclass
+class ReportArguments:
+    group_by: list[str] | None = flag(
+        None,
+        'Columns of the table, fitzpatrick_group, age_band, ita_tertile, or pairs such as "fitzpatrick*sex"; '
+        "default: whatever the table has.",
+    )
+    reference: list[str] = flag([], "COLUMN=GROUP: the group that others are compared with.", check=check_reference)
+    output_dir: str = flag("report", "Files of an earlier report in it are replaced.")
+
+
+@dataclass
+class EvaluationArguments(ReportArguments):
+    n_resamples: int = flag(2000, "Bootstrap replicates and permutations.", low=100)
+    seed: int = flag(0, "Of the resampling.", low=0)
+    title: str = flag("", "Stands over the report.")
 
 
 def main() -> None:
@@ -26,19 +51,17 @@ def main() -> None:
 
 
 def evaluate_runs(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m melanoma_fair_xai.fairness",
         description="Performance by group with intervals: fairness.csv, fairness.md and figures. "
         "With `compare` as the first word, runs are compared instead (compare --help).",
     )
     parser.add_argument("predictions", nargs="+", help="Parquet tables, or run folders, that are evaluated together")
-    _add_common(parser)
-    parser.add_argument("--n_resamples", type=int, default=2000, help="bootstrap replicates and permutations")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--title", default="", help="stands over the report")
+    parser.add_flags(EvaluationArguments)
     options = parser.parse_args(arguments)
-    if options.n_resamples < 100:
-        raise UserError(f"--n_resamples {options.n_resamples}: at least 100")
+    from .predictions import read_predictions
+    from .stratified import evaluate_predictions
+
     table = read_predictions(*options.predictions)
     report = evaluate_predictions(
         table,
@@ -55,15 +78,18 @@ def evaluate_runs(arguments: list[str]) -> None:
 
 
 def compare_runs(arguments: list[str]) -> None:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m melanoma_fair_xai.fairness compare",
         description="Paired differences from the first run, on the same lesions.",
     )
     parser.add_argument("runs", nargs="+", help="run folders or Parquet tables; the first is the baseline")
-    _add_common(parser)
+    parser.add_flags(ReportArguments)
     options = parser.parse_args(arguments)
     if len(set(options.runs)) < len(options.runs):
         raise UserError("a run is named twice; give different runs to compare")
+    from .comparison import compare
+    from .predictions import read_predictions
+
     tables = {_run_name(run, options.runs): read_predictions(run) for run in options.runs}
     comparison = compare(tables, options.group_by, _references(options.reference), show_progress=True)
     comparison.write(options.output_dir)
@@ -71,24 +97,7 @@ def compare_runs(arguments: list[str]) -> None:
     print(f"report: {Path(options.output_dir, 'comparison.md')}")
 
 
-def _add_common(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--group_by",
-        nargs="+",
-        metavar="COLUMN",
-        help='columns of the table, fitzpatrick_group, age_band, ita_tertile, or pairs such as "fitzpatrick*sex"; '
-        "default: whatever the table has",
-    )
-    parser.add_argument(
-        "--reference", nargs="+", default=[], metavar="COLUMN=GROUP", help="the group that others are compared with"
-    )
-    parser.add_argument("--output_dir", default="report", help="files of an earlier report in it are replaced")
-
-
 def _references(texts: list[str]) -> dict[str, str]:
-    for text in texts:
-        if "=" not in text:
-            raise UserError(f"--reference {text}: give COLUMN=GROUP, such as fitzpatrick_group=I-II")
     return dict(text.split("=", 1) for text in texts)
 
 
@@ -98,7 +107,7 @@ def _run_name(run: str, runs: list[str]) -> str:
     return Path(run).name if names.count(Path(run).name) == 1 else run
 
 
-def _are_phantoms(table: pd.DataFrame) -> bool:
+def _are_phantoms(table: "pd.DataFrame") -> bool:
     return "source" in table and bool((table["source"] == "phantom").any())
 
 

@@ -1,5 +1,7 @@
 """The released results: their tables are made of the data beside the cards, and the command that makes them anew."""
 
+import importlib.util
+import re
 import sys
 from pathlib import Path
 
@@ -124,3 +126,17 @@ def test_user_errors(weights, monkeypatch, capsys, tmp_path):
     assert "none: no such file or folder" in capsys.readouterr().err
     assert launch(monkeypatch, "--data_dir", tmp_path, "--weights", weights, "--stages", "resnet19") == 2
     assert "--stages resnet19: choose from data, mobilenetv2" in capsys.readouterr().err
+
+
+def test_every_command_that_a_page_or_card_names_is_one():
+    repository = CARDS.parent
+    folders = ("docs", "benchmarks", "model_cards")
+    pages = [*repository.glob("*.md"), *(page for name in folders for page in (repository / name).rglob("*.md"))]
+    named = {module for page in pages for module in re.findall(r"python -m ([\w.]+\w)", page.read_text())}
+    assert {"dataset_scripts.ham10000", "melanoma_fair_xai.hub", "release.annotations_card"} <= named
+    assert [module for module in named if not importlib.util.find_spec(module)] == []
+
+
+def test_the_makefile_makes_the_released_results_by_this_command():
+    recipe = (CARDS.parent / "Makefile").read_text().partition("\nreproduce:")[2].partition("\n\n")[0]
+    assert f"-m {reproduce.__name__} --data_dir" in recipe
