@@ -6,7 +6,7 @@ from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.hub_client import open_repository, publish
 from melanoma_fair_xai.base.publication import CARD_NAME, Publication, collect, read_card
 
-from .settings import PushArguments
+from .settings import DatasetPushArguments
 from .sources import LOCAL_USE_ONLY
 from .splits import MANIFEST_NAME
 
@@ -23,18 +23,18 @@ def dataset_publication(folder: Path) -> Publication:
     return collect(folder, "dataset", DATASET_FILES, DATASET_EXTRAS)
 
 
-def check_dataset_push(push: PushArguments, output_dir: str) -> None:
+def check_dataset_push(push: DatasetPushArguments, output_dir: str) -> None:
     """Before a long preparation: UserError if its result could not be pushed. Makes the repository."""
     if push.push_to_hub:
         open_repository(_dataset_id(push, output_dir), "dataset", push.hub_private_repo)
 
 
-def push_dataset(push: PushArguments, output_dir: str) -> None:
+def push_dataset(push: DatasetPushArguments, output_dir: str) -> None:
     """Publish what a command has prepared in --output_dir, if it was asked to, and say where."""
     if push.push_to_hub:
         publication = dataset_publication(Path(output_dir))
         print(publish(publication, _dataset_id(push, output_dir), push.hub_private_repo, push.hub_tag))
 
 
-def _dataset_id(push: PushArguments, output_dir: str) -> str:
+def _dataset_id(push: DatasetPushArguments, output_dir: str) -> str:
     return push.hub_dataset_id or Path(output_dir).resolve().name

@@ -1,14 +1,21 @@
-"""What can be asked of every data set, and the flags of the commands that prepare one."""
+"""What can be asked of every data set, and the flags of the commands that prepare or publish one."""
 
 from dataclasses import dataclass
 
 from melanoma_fair_xai.base.flags import flag
+from melanoma_fair_xai.base.push_arguments import PushArguments
 
 
 @dataclass
-class SplitSettings:
+class SkippingSettings:
+    max_skipped_share: float = flag(
+        0.05, "The share of unusable images above which the run stops.", low=0, high=1, shown=False
+    )
+
+
+@dataclass
+class SplitSettings(SkippingSettings):
     seed: int = flag(0, "Of the splits.", low=0)
-    max_skipped_share: float = flag(0.05, "Stop if a larger share of the images cannot be used.", low=0, high=1)
 
 
 @dataclass(kw_only=True)
@@ -21,16 +28,5 @@ class PrepareArguments(SplitSettings):
 
 
 @dataclass
-class RepositoryArguments:
-    """What a repository on the Hub is, and what its version is called."""
-
-    hub_private_repo: bool = flag(True, "Keep it private; --no_hub_private_repo makes it public.")
-    hub_tag: str | None = flag(None, "Name of the version; default: the next of v1, v2, ...")
-
-
-@dataclass
-class PushArguments(RepositoryArguments):
-    """Of commands that can publish what they have prepared."""
-
-    push_to_hub: bool = flag(False, "Publish the data set once it is prepared.")
+class DatasetPushArguments(PushArguments):
     hub_dataset_id: str | None = flag(None, "USER/NAME there; default: your user and the folder's name.")

@@ -5,7 +5,7 @@ import dataclasses
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.base.flags import parse_flags, with_default
 
-from ..settings import PrepareArguments, PushArguments
+from ..settings import DatasetPushArguments, PrepareArguments
 from .settings import PhantomSettings
 
 
@@ -16,7 +16,7 @@ class Arguments(PhantomSettings, PrepareArguments):
 
 def main() -> None:
     description = "Draw phantoms (no patient) as Parquet with splits by lesion."
-    args, push = parse_flags(Arguments, PushArguments, prog=f"python -m {__package__}", description=description)
+    args, push = parse_flags(Arguments, DatasetPushArguments, prog=f"python -m {__package__}", description=description)
     # Only now: these take `datasets` along, and neither --help nor a wrong flag need wait for it.
     from ..prepare import check_output_dir, next_step, prepare_parquet, summarise
     from ..publishing import check_dataset_push, push_dataset

@@ -22,6 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from .errors import UserError, read_problem
 from .publication import Publication
+from .push_arguments import check_tag
 
 
 def local_folder(folder_or_id: str, files: Sequence[str], revision: str | None = None) -> Path:
@@ -86,8 +87,8 @@ def publish(publication: Publication, repo_id: str, private: bool = True, tag: s
     there already is not sent again. If anything fails, the branch stays at its commit, and the same call repeats it.
     Raises UserError for what `open_repository` does, for a tag that is there, and for a failure, with that call.
     """
-    if tag and not re.fullmatch(r"\w[\w.+-]*", tag):
-        raise UserError(f"--hub_tag {tag}: give letters, digits, dots and dashes, as in v1.2")
+    if tag:
+        check_tag(tag)
     advice = how_to_repeat(publication, repo_id, private, tag)
     repository, tags = open_repository(repo_id, publication.repo_type, private, advice)
     if tag in tags:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from dataset_scripts.settings import SkippingSettings
 from dataset_scripts.sources import SOURCES
 from melanoma_fair_xai.base.flags import flag
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class DataArguments:
+class DataArguments(SkippingSettings):
     dataset_name: str = flag(
         "phantom", f"{', '.join(SOURCES)}, or a folder or Hub id that load_dataset reads.", shown=False
     )
@@ -26,9 +27,6 @@ class DataArguments:
     )
     split_manifest: str | None = flag(
         None, "A split_manifest.csv that fixes the splits; refused if a lesion crosses them.", shown=False
-    )
-    max_skipped_share: float = flag(
-        0.05, "The share of unusable images above which the run stops.", low=0, high=1, shown=False
     )
     image_column_name: str = flag("image", "Column of the images in your own data set.", shown=False)
     label_column_name: str | None = flag(None, "Column of the labels in your own data set.", shown=False)

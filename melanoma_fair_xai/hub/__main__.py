@@ -8,9 +8,9 @@ python -m melanoma_fair_xai.hub push data/ham10000 --hub_dataset_id USER/NAME
 import argparse
 from pathlib import Path
 
-from dataset_scripts.settings import RepositoryArguments
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.base.flags import Parser
+from melanoma_fair_xai.base.push_arguments import RepositoryArguments
 
 # What does the work is imported by what is asked for: cards take torch along, and neither pushing nor --help needs it.
 

@@ -65,7 +65,8 @@ def check_push(hub: HubArguments, output_dir: str) -> None:
 
 def push_run(hub: HubArguments, output_dir: str) -> None:
     """Publish the finished run in --output_dir, and say where."""
-    print(publish(model_publication(Path(output_dir)), _repo_id(hub, output_dir), hub.hub_private_repo))
+    publication = model_publication(Path(output_dir))
+    print(publish(publication, _repo_id(hub, output_dir), hub.hub_private_repo, hub.hub_tag))
 
 
 def _repo_id(hub: HubArguments, output_dir: str) -> str:
