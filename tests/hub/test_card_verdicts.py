@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from melanoma_fair_xai.base.flags import flag
 from melanoma_fair_xai.fairness.rows import Contrast, GroupMetric
 from melanoma_fair_xai.hub import classifier_card
 from melanoma_fair_xai.hub.card import licence_metadata, population_table, settings_text
@@ -128,9 +129,22 @@ def test_counts_of_a_split_that_a_group_is_not_in_are_zero():
     ]
 
 
-def test_settings_that_say_nothing_are_left_out():
-    settings = {"a": None, "b": "", "c": [], "d": 0, "e": [1, 2], "f": False, "g": "x"}
-    assert settings_text(settings, "abcdefg") == "`d` 0, `e` 1 2, `f` False, `g` x"
+@dataclasses.dataclass
+class Shown:
+    a: int | None = flag(None)
+    b: str = flag("")
+    c: list[int] = flag([])
+    d: int = flag(1)
+    e: list[int] = flag([])
+    f: bool = flag(True)
+    hidden: int = flag(1, shown=False)
+    free: int = flag(1, free=True)
+    later: int = flag(1)  # than the run was recorded
+
+
+def test_settings_that_say_something_and_are_shown_stand_in_the_order_of_their_flags():
+    settings = {"f": False, "e": [1, 2], "d": 0, "c": [], "b": "", "a": None, "hidden": 5, "free": 5, "other": 5}
+    assert settings_text(settings, Shown) == "`d` 0, `e` 1 2, `f` False"
 
 
 @pytest.mark.parametrize(("value", "shown"), [(0.25, "0.2500"), (None, "–")])
