@@ -124,6 +124,14 @@ def test_identical_images_of_a_lesion_count_once():
     assert areas[1].variance == pytest.approx(areas[0].variance)
 
 
+def test_images_that_disagree_within_lesions_count_no_more_than_single_ones():
+    """One of each lesion's two images is found: less spread than single images have, and no more to learn from."""
+    labels, lesions = np.ones(80, dtype=int), np.repeat(np.arange(40), 2)
+    scores = np.where(np.arange(80) % 2, 0.9, 0.1)
+    scores[:2] = 0.9
+    assert sensitivity(make_sample(labels, scores, lesions, thresholds=0.5)).effective_n == 80
+
+
 def test_a_rate_of_one_counts_lesions():
     labels, lesions = np.ones(26, dtype=int), np.repeat(np.arange(13), 2)
     estimate = sensitivity(make_sample(labels, np.full(26, 0.9), lesions, thresholds=0.5))
