@@ -147,7 +147,8 @@ def test_schedules_and_trackers_are_those_of_the_libraries():
 
     from melanoma_fair_xai.engine.options import SCHEDULES, TRACKERS
 
-    assert set(typing.get_args(TRACKERS)) == {str(name) for name in LoggerType} - {"all"} | {"none"}
+    # A version of accelerate may have more.
+    assert set(typing.get_args(TRACKERS)) <= {str(name) for name in LoggerType} - {"all"} | {"none"}
     for name in typing.get_args(SCHEDULES):
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
         schedule = transformers.get_scheduler(name, optimizer, 2, 10)
