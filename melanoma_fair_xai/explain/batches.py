@@ -90,10 +90,10 @@ class BatchExplainer:
         )
         seeds = self._seeds(batch.ids)
         shuffled = {share: explain(images, targets, seeds) for share, explain in self.shuffled.items()}
-        coarse_noise = seeded_noise(batch.ids, self.options.seed, "random map", self.explain.grid, images)
-        given = controls.Given(images, probes.masks, coarse_noise, probes.ties, shuffled[1.0])
+        noise = seeded_noise(batch.ids, self.options.seed, "random map", self.explain.grid, images)
+        given = probes, noise, shuffled[1.0]
         maps = {"": self.explain(images, targets, seeds)}
-        maps |= {name: control.make(given) for name, control in controls.CONTROLS.items()}
+        maps |= {name: control.make(*given) for name, control in controls.CONTROLS.items()}
         problems = map_problems(maps[""])
 
         columns: dict[str, Any] = {

@@ -13,6 +13,8 @@ from torch import nn
 
 from melanoma_fair_xai.base.seeding import sample_generator
 
+from .measures import Probes
+
 CENTRE_SIGMA = 0.2  # in widths of the image
 CASCADE = (0.0, 0.25, 0.5, 0.75, 1.0)  # shares of the layers that are shuffled, from the last on; 0 the last alone
 
@@ -47,28 +49,17 @@ def mask_map(masks: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Given:
-    """What controls are made of: images float32 (N, 3, H, W), their masks bool (N, H, W), uniform noise on the
-    method's grid and on the images' own, and the method's maps (N, H, W) of the shuffled net."""
-
-    images: torch.Tensor
-    masks: torch.Tensor
-    coarse_noise: torch.Tensor
-    noise: torch.Tensor
-    shuffled: torch.Tensor
-
-
-@dataclass(frozen=True)
 class Control:
-    """A control: `title`, `meaning` and `colour` are those of the page, `make` gives its maps (N, H, W).
+    """A control: `title`, `meaning` and `colour` are those of the page.
 
-    `told` where it is told the truth: it shows what the best map could reach, and is no rival.
+    `make` gives maps (N, H, W) of a batch's probes, of noise on the method's grid, and of the shuffled net's maps.
+    Where it is `told` the truth it shows what the best map could reach, and is no rival.
     """
 
     title: str
     meaning: str
     colour: str  # of Okabe and Ito's, which the colour-blind can tell apart
-    make: Callable[[Given], torch.Tensor]
+    make: Callable[[Probes, torch.Tensor, torch.Tensor], torch.Tensor]
     told: bool = False
 
 
@@ -77,24 +68,21 @@ CONTROLS = {
         "random",
         "random values on the method's grid",
         "#999999",
-        lambda given: random_map(given.coarse_noise, tuple(given.images.shape[2:])),
+        lambda probes, noise, _: random_map(noise, tuple(probes.images.shape[2:])),
     ),
     "centre": Control(
-        "centre", "a Gaussian at the centre of the image", "#E69F00", lambda given: centre_map(given.images)
+        "centre", "a Gaussian at the centre of the image", "#E69F00", lambda probes, *_: centre_map(probes.images)
     ),
-    "edges": Control("edges", "the image's own edges (Sobel)", "#56B4E9", lambda given: edge_map(given.images)),
+    "edges": Control("edges", "the image's own edges (Sobel)", "#56B4E9", lambda probes, *_: edge_map(probes.images)),
     "mask": Control(
         "mask",
         "the lesion mask, its pixels in random order",
         "#009E73",
-        lambda given: mask_map(given.masks, given.noise),
+        lambda probes, *_: mask_map(probes.masks, probes.ties),
         told=True,
     ),
     "randomised": Control(
-        "shuffled net",
-        "the same method on the net with all its weights shuffled",
-        "#CC79A7",
-        lambda given: given.shuffled,
+        "shuffled net", "the same method on the net with all its weights shuffled", "#CC79A7", lambda *given: given[2]
     ),
 }
 RIVALS = {name: control for name, control in CONTROLS.items() if not control.told}

@@ -20,7 +20,7 @@ TRAP_MARGIN = 0.05
 
 def interval(row: pd.Series) -> str:
     """A mean with its interval."""
-    if not row["estimable"]:
+    if not np.isfinite(row["mean"]):
         return f"not estimable ({row['lesions']} lesions)"
     return f"{number(row['mean'])} [{number(row['low'])}, {number(row['high'])}]"
 
@@ -28,6 +28,16 @@ def interval(row: pd.Series) -> str:
 def beats(row: pd.Series, control: str) -> bool:
     """Whether the interval of the advantage over a control lies above zero."""
     return bool(row[f"over_{control}_low"] > 0)
+
+
+def comparison_cells(comparison: pd.DataFrame) -> list[list[str]]:
+    """A table of `against_controls` to read, header first: the method, its rivals, and whether it beats the centre."""
+    titles = [control.title for control in RIVALS.values()]
+    cells = [["measure", "better", "n", "the method", *titles, "beats the centre"]]
+    for _, row in comparison[comparison["over_centre"].notna()].iterrows():
+        title = [MEASURES[row["measure"]].title, row["better"], f"{int(row['n']):,}", interval(row)]
+        cells.append([*title, *(number(row[name]) for name in RIVALS), "yes" if beats(row, "centre") else "no"])
+    return cells
 
 
 def is_caught(row: pd.Series) -> bool:

@@ -20,9 +20,9 @@ from melanoma_fair_xai.base.tables import number
 
 from . import figures, rendering
 from .batches import Explanations, Options
-from .controls import CONTROLS, RIVALS
+from .controls import CONTROLS
 from .fidelity import PERCENTILES
-from .findings import TRAP_MARGIN, artefact_rows, beats, findings, is_caught, skin_contrasts
+from .findings import TRAP_MARGIN, artefact_rows, beats, comparison_cells, findings, is_caught, skin_contrasts
 from .layers import MapLayer
 from .measures import MEASURES
 from .methods import METHODS
@@ -163,12 +163,9 @@ def closing_words(
     folder: Path, table: pd.DataFrame, comparison: pd.DataFrame, groups: pd.DataFrame, facts: Facts
 ) -> str:
     """What the run prints last."""
-    titles = "".join(f"{title:>13}" for title in ("the method", *(control.title for control in RIVALS.values())))
-    lines = [f"{'measure':<30}{'better':>8}{titles}  centre beaten"]
-    for _, row in comparison[comparison["over_centre"].notna()].iterrows():
-        means = "".join(f"{number(row[name]):>13}" for name in ("mean", *RIVALS))
-        verdict = "yes" if beats(row, "centre") else "no"
-        lines.append(f"{MEASURES[row['measure']].title:<30}{row['better']:>8}{means}  {verdict}")
+    cells = comparison_cells(comparison)
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
     lines += [f"- {line}" for line in findings(table, comparison, groups, facts.options.method)]
     lines.append(f"report: {folder / 'report.html'} (opens offline)")
     if facts.phantoms:

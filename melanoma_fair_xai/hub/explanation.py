@@ -9,11 +9,9 @@ import PIL.Image
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import atomic_path, write_json
-from melanoma_fair_xai.base.tables import markdown_table, number
+from melanoma_fair_xai.base.tables import markdown_table
 from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME
-from melanoma_fair_xai.explain.controls import RIVALS
-from melanoma_fair_xai.explain.findings import beats, interval, trap_sentences
-from melanoma_fair_xai.explain.measures import MEASURES
+from melanoma_fair_xai.explain.findings import comparison_cells, trap_sentences
 from melanoma_fair_xai.explain.methods import METHODS
 from melanoma_fair_xai.hub import card
 
@@ -76,14 +74,7 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     controls, groups = card.read_table(folder, CONTROLS_TABLE), card.read_table(folder, GROUPS_TABLE)
     overall = groups[groups["group_column"] == "all"].set_index("measure")
-    compared = controls[controls["over_centre"].notna()]
-    titles = [control.title for control in RIVALS.values()]
-    header = ["measure", "better", "n", "the method", *titles, "beats the centre"]
-    rows = []
-    for _, row in compared.iterrows():
-        cells = [number(row[name]) for name in RIVALS]
-        title = [MEASURES[row["measure"]].title, row["better"], f"{int(row['n']):,}"]
-        rows.append([*title, interval(overall.loc[row["measure"]]), *cells, "yes" if beats(row, "centre") else "no"])
+    header, *rows = comparison_cells(controls)
     facts = card.read_json(folder, FACTS)
     shown = [item for item in FIGURES.items() if may_show(item[0], facts.get("phantoms") is True)]
     return {

@@ -1,8 +1,11 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
 import scipy.ndimage
 import torch
+import torch.nn.functional as F
 from explain_nets import random_net
 
 from melanoma_fair_xai.explain import controls
@@ -30,6 +33,20 @@ def test_the_mask_map_orders_the_lesion_before_the_rest(images):
     found = controls.mask_map(masks, torch.rand(6, 64, 64))
     assert (found[masks] > 0.99).all() and (found[~masks] == 0).all()
     assert len(found[masks].unique()) > 500
+
+
+def test_each_control_is_made_of_what_it_is_named_after(images):
+    probes = SimpleNamespace(images=images, masks=images[:, 0] > 0.5, ties=torch.rand(6, 64, 64))
+    noise, shuffled = torch.rand(6, 4, 4), torch.rand(6, 64, 64)
+    made = {name: control.make(probes, noise, shuffled) for name, control in controls.CONTROLS.items()}
+    expected = {
+        "random": F.interpolate(noise[:, None], (64, 64), mode="bilinear")[:, 0],
+        "centre": controls.centre_map(images),
+        "edges": controls.edge_map(images),
+        "mask": controls.mask_map(probes.masks, probes.ties),
+        "randomised": shuffled,
+    }
+    assert made.keys() == expected.keys() and all(torch.equal(made[name], expected[name]) for name in made)
 
 
 def test_shuffling_starts_at_the_last_layer_and_keeps_every_value():
