@@ -250,6 +250,6 @@ def _levelling_down(better: str, before: float, gained: Difference, reference_ga
     ahead, behind = (gained, reference_gained) if sign * before > 0 else (reference_gained, gained)
     # Where both have lost as much, rounding must not make it narrower.
     narrower = abs(before) - abs(before + gained.value - reference_gained.value) > 1e-12
-    down = narrower and sign * ahead.value < 0 and sign * behind.value <= 0
+    down = narrower and sign * behind.value <= 0  # the gap cannot have narrowed then unless the one ahead has lost
     low, high = ahead.interval()
     return bool(down), bool(down and (high < 0 if better == "higher" else low > 0))

@@ -14,10 +14,6 @@ from .weighted import WeightedMetrics
 MINIMUM_LESIONS = 10
 
 
-def _melanomas(sample: Sample) -> np.ndarray:
-    return sample.labels
-
-
 @dataclass(frozen=True)
 class Metric:
     """What there is to know of a metric.
@@ -47,7 +43,7 @@ class Metric:
     at_threshold: bool = False
     with_prevalence: bool = False
     bounded: bool = True
-    counted: Callable[[Sample], np.ndarray] = _melanomas
+    counted: Callable[[Sample], np.ndarray] = lambda sample: sample.labels
     classes: tuple[int, ...] = (0, 1)
     minimum: int = MINIMUM_LESIONS
     tested: bool = False
@@ -56,7 +52,7 @@ class Metric:
 
 # With 10 lesions the intervals of AUPRC and of the calibration slope are too wide: benchmarks/fairness.md.
 METRICS = {
-    "roc_auc": Metric("ROC AUC", WeightedMetrics.roc_auc, "higher", estimates.roc_auc, tested=True),
+    "roc_auc": Metric("ROC AUC", lambda m, w: m.ranking.roc_auc(w), "higher", estimates.roc_auc, tested=True),
     "sensitivity": Metric(
         "sensitivity", WeightedMetrics.sensitivity, "higher", estimates.sensitivity, at_threshold=True, classes=(1,),
         tested=True,
@@ -76,13 +72,13 @@ METRICS = {
         "NPV", WeightedMetrics.npv, "higher", at_threshold=True, with_prevalence=True,
         counted=lambda sample: ~sample.decisions,
     ),
-    "auprc": Metric("AUPRC", WeightedMetrics.auprc, "higher", with_prevalence=True, minimum=20),
+    "auprc": Metric("AUPRC", lambda m, w: m.ranking.auprc(w), "higher", with_prevalence=True, minimum=20),
     "brier": Metric("Brier score", WeightedMetrics.brier, "lower", with_prevalence=True, ideal=0),
     "calibration_intercept": Metric(
-        "calibration intercept", WeightedMetrics.calibration_intercept, None, bounded=False, ideal=0
+        "calibration intercept", lambda m, w: m.recalibration.intercept(w), None, bounded=False, ideal=0
     ),
     "calibration_slope": Metric(
-        "calibration slope", WeightedMetrics.calibration_slope, None, bounded=False, minimum=20, ideal=1
+        "calibration slope", lambda m, w: m.recalibration.slope(w), None, bounded=False, minimum=20, ideal=1
     ),
     "ece": Metric("ECE", WeightedMetrics.ece, "lower", point_estimate=True, ideal=0),
 }  # fmt: skip

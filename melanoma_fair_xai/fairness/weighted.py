@@ -21,7 +21,7 @@ ECE_BINS = 15
 
 
 class WeightedMetrics:
-    """The metrics of a sample, each a method from `weights` (lesions, replicates) to values (replicates,).
+    """The metrics of a sample, methods here and of its parts from `weights` (lesions, replicates) to (replicates,).
 
     The weights follow `lesions`, the sorted codes of the sample's lesions. A value is NaN where it is undefined, as
     sensitivity is without melanomas.
@@ -40,16 +40,14 @@ class WeightedMetrics:
         return np.bincount(self.place, values, minlength=len(self.lesions))
 
     @cached_property
-    def _ranking(self) -> "_Ranking":
-        return _Ranking(self.sample, self.place, len(self.lesions))
+    def ranking(self) -> "Ranking":
+        """ROC AUC and AUPRC."""
+        return Ranking(self.sample, self.place, len(self.lesions))
 
     @cached_property
-    def _recalibration(self) -> "_Recalibration":
-        return _Recalibration(self.sample, self.place, len(self.lesions))
-
-    def roc_auc(self, weights: np.ndarray) -> np.ndarray:
-        """The share of pairs of a melanoma and a benign image of one fold that are in the right order, ties half."""
-        return self._ranking.roc_auc(weights)
+    def recalibration(self) -> "Recalibration":
+        """Calibration intercept and slope."""
+        return Recalibration(self.sample, self.place, len(self.lesions))
 
     def sensitivity(self, weights: np.ndarray) -> np.ndarray:
         """The share of melanomas that are called so."""
@@ -71,21 +69,9 @@ class WeightedMetrics:
         """The share of benign images among those that are not called melanoma."""
         return _ratio(self.passed, self.images - self.called, weights)
 
-    def auprc(self, weights: np.ndarray) -> np.ndarray:
-        """Average precision: the mean over melanomas of the precision, in their fold, at their score."""
-        return self._ranking.auprc(weights)
-
     def brier(self, weights: np.ndarray) -> np.ndarray:
         """The mean squared error of the score."""
         return _ratio(self.squares, self.images, weights)
-
-    def calibration_intercept(self, weights: np.ndarray) -> np.ndarray:
-        """Calibration in the large: the intercept of label ~ intercept + logit(score)."""
-        return self._recalibration.intercept(weights)
-
-    def calibration_slope(self, weights: np.ndarray) -> np.ndarray:
-        """The slope of label ~ intercept + slope * logit(score)."""
-        return self._recalibration.slope(weights)
 
     def ece(self, weights: np.ndarray) -> np.ndarray:
         """Expected calibration error: the mean distance of score and share of melanomas over 15 bins of equal width.
@@ -105,7 +91,7 @@ def _ratio(above: np.ndarray, below: np.ndarray, weights: np.ndarray) -> np.ndar
         return above / below
 
 
-class _Ranking:
+class Ranking:
     """ROC AUC and AUPRC from the weight of the positives at each of their scores and of the negatives between them."""
 
     def __init__(self, sample: Sample, place: np.ndarray, count: int):
@@ -130,6 +116,7 @@ class _Ranking:
         return positive, tied, _running(positive), _running(tied + self.between @ weights)
 
     def roc_auc(self, weights: np.ndarray) -> np.ndarray:
+        """The share of pairs of a melanoma and a benign image of one fold that are in the right order, ties half."""
         positive, tied, _, negatives = self._counts(weights)
         start, end = negatives[self.start], negatives[self.end]
         wins = (positive * (negatives[:-1] - start + tied / 2)).sum(axis=0)
@@ -137,6 +124,7 @@ class _Ranking:
             return wins / (positive * (end - start)).sum(axis=0)
 
     def auprc(self, weights: np.ndarray) -> np.ndarray:
+        """Average precision: the mean over melanomas of the precision, in their fold, at their score."""
         positive, _, positives, negatives = self._counts(weights)
         right = positives[self.end] - positives[:-1]
         wrong = negatives[self.end] - negatives[:-1]
@@ -149,7 +137,7 @@ def _running(counts: np.ndarray) -> np.ndarray:
     return np.concatenate([np.zeros((1, counts.shape[1])), np.cumsum(counts, axis=0)])
 
 
-class _Recalibration:
+class Recalibration:
     """Logistic recalibration: label ~ intercept + slope * logit(score).
 
     The slope is of that fit, and the intercept of the fit with slope 1 (calibration in the large); 0 and 1 are ideal.

@@ -76,15 +76,15 @@ def test_ranking_stays_within_folds():
         count = labels.sum() * (1 - labels).sum()
         pairs, wins = pairs + count, wins + count * metrics.roc_auc_score(labels, scores)
         precision += labels.sum() * metrics.average_precision_score(labels, scores)
-    assert metric.roc_auc(ones)[0] == pytest.approx(wins / pairs)
-    assert metric.auprc(ones)[0] == pytest.approx(precision / data["labels"].sum())
+    assert metric.ranking.roc_auc(ones)[0] == pytest.approx(wins / pairs)
+    assert metric.ranking.auprc(ones)[0] == pytest.approx(precision / data["labels"].sum())
 
 
 def test_recalibration_of_many_distinct_scores_is_that_of_all_of_them():
     data = draw(3, n=5000, decimals=12)
     metric = WeightedMetrics(make_sample(**data))
     ones = np.ones((len(metric.lesions), 1))
-    intercept, slope = metric.calibration_intercept(ones), metric.calibration_slope(ones)
+    intercept, slope = metric.recalibration.intercept(ones), metric.recalibration.slope(ones)
     x = np.log(data["scores"] / (1 - data["scores"]))[:, None]
     fit = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x, data["labels"])
     assert slope[0] == pytest.approx(fit.coef_[0, 0], abs=1e-3)
