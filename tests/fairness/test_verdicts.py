@@ -56,6 +56,14 @@ def test_a_contrast_is_the_group_minus_the_reference():
     assert cells(turned.to_markdown(), "Differences from V-VI:", "I-II")["sensitivity"].startswith("0.400 [0.")
 
 
+def test_the_reference_is_the_known_group_with_most_melanomas_unless_named():
+    table = decided({"a": (10, 20, 20, 20), "b": (15, 30, 10, 10), "c": (10, 20, 80, 80), "unknown": (20, 40, 20, 20)})
+    report = evaluate_predictions(table, ["skin"], n_resamples=20)
+    assert report.reference == {"skin": "b"} and {row.reference for row in report.contrasts} == {"b"}
+    named = evaluate_predictions(table, ["skin"], reference={"skin": "c"}, n_resamples=20)
+    assert named.reference == {"skin": "c"} and {row.group for row in named.contrasts} == {"a", "b"}
+
+
 def test_the_family_is_roc_auc_and_sensitivity_of_the_primary_groups_and_nothing_else():
     table = decided({"a": (32, 40, 45, 60), "b": (26, 40, 50, 60), "c": (20, 40, 54, 60), "d": (30, 40, 40, 60)})
     table = table.assign(sex=np.where(table.index % 3, "female", "male"))
@@ -81,17 +89,26 @@ def test_the_family_is_roc_auc_and_sensitivity_of_the_primary_groups_and_nothing
 
 
 def test_a_comparison_tests_all_images_and_the_primary_groups():
-    first = decided(SKIN)
+    first = decided(SKIN).assign(sex=lambda table: np.where(table.index % 3, "female", "male"))
     second, third = (decided({"I-II": (a, 40, 45, 60), "V-VI": (b, 40, 50, 60)}) for a, b in ((30, 30), (20, 24)))
-    result = compare({"first": first, "second": second, "third": third}, ["skin"], {"skin": "I-II"}, n_resamples=50)
+    result = compare(
+        {"first": first, "second": second, "third": third}, ["skin", "sex"], {"skin": "I-II"}, n_resamples=50
+    )
     tested = [row for row in result.differences if not np.isnan(row.p)]
     places = {(row.model, row.group, row.metric) for row in tested}
     assert places == {
         (m, g, k) for m in ("second", "third") for g in ("all", *SKIN) for k in ("roc_auc", "sensitivity")
     }
+    assert {row.group_column for row in result.differences} == {"all", "skin", "sex"}
     adjusted = multipletests([row.p for row in tested], method="holm")[1]
     assert [row.p_holm for row in tested] == pytest.approx(adjusted)
-    assert "Holm over 12 differences: ROC AUC and sensitivity of every model" in result.to_markdown()
+    text = result.to_markdown()
+    assert "Holm over 12 differences: ROC AUC and sensitivity of every model" in text
+    _, second, third = text.split("\n## ")
+    for name, section, sensitivity in (("second", second, "0.750"), ("third", third, "0.500")):
+        assert section.startswith(f"{name} against first\n")
+        lines = [line for line in section.splitlines() if line.startswith("| skin | I-II | 100 | 40 | sensitivity")]
+        assert len(lines) == 1 and f"| 0.800 | {sensitivity} |" in lines[0]
 
 
 def test_a_difference_is_the_model_minus_the_baseline():
