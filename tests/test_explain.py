@@ -246,7 +246,7 @@ def test_odd_images_by_name(model, tmp_path, monkeypatch, capsys):
         (["--layer", "layr3"], ["layr3: no such layer", "layer3", "--list_layers"]),
         (["--layer", "fc"], ["fc: its output is no map"]),
         (["--method", "lime"], ["lime", "gradcam", "occlusion"]),
-        (["--trap", "rule"], ["rule: unknown", "ruler"]),
+        (["--trap", "rule"], ["--trap", "'rule'", "ruler", "erase_background"]),
         (["--model_name_or_path", "."], ["not an exported classifier"]),
         (["--model_name_or_path", "resnet18"], ["neither a timm model nor a folder"]),
         (["--split", "isic"], ["--split isic", "test, train, validation"]),
