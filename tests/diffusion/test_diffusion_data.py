@@ -2,11 +2,13 @@
 
 import numpy as np
 import pandas as pd
+import PIL.Image
 import pytest
 import torch
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.diffusion.data import DiffusionDataset, find_conditions, scale
+from melanoma_fair_xai.data.images import pixel_transform
+from melanoma_fair_xai.diffusion.data import DiffusionDataset, find_conditions, pixel_config, scale
 from melanoma_fair_xai.diffusion.networks import create_networks
 
 TABLE = pd.DataFrame(
@@ -130,3 +132,14 @@ def test_any_subset_of_the_conditions_is_hidden_as_often_as_it_should():
 
 def test_pixels_to_the_networks_range():
     assert scale(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+
+
+def test_a_photograph_is_cropped_to_its_centre_and_never_squeezed():
+    """A square mark in the middle of a wide photograph stays a square, and what lies beyond the centre is cut off."""
+    photograph = np.zeros((60, 100, 3), np.uint8)
+    photograph[:, :20] = photograph[:, 80:] = 255
+    photograph[20:40, 40:60] = 200
+    pixels = pixel_transform(pixel_config(30))(PIL.Image.fromarray(photograph))[0].numpy()
+    rows, columns = np.nonzero(pixels > 100)
+    assert pixels.shape == (30, 30) and np.ptp(rows) == np.ptp(columns) == 9
+    assert set(rows) == set(columns) == set(range(10, 20))
