@@ -20,7 +20,6 @@ from melanoma_fair_xai.diffusion.arguments import (
     TrainingArguments,
     apply_preset,
 )
-from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME, parse_arguments, save_arguments
 from melanoma_fair_xai.hub.arguments import HubArguments
 
@@ -111,7 +110,7 @@ def dry_run(args: Arguments) -> None:
 def load_records(accelerator: Accelerator, data: ConditionArguments) -> Records:
     """The records, their diagnoses as --diagnosis_labels says."""
     with accelerator.local_main_process_first():
-        records = data.load(own_columns=[name for name in data.conditions if name in CONDITIONS])
+        records = data.load(own_columns=data.conditions)
     if data.diagnosis_labels == "melanoma":
         records.table["diagnosis"] = records.table["melanoma"].map({0: "benign", 1: "melanoma"})
     return records

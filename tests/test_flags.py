@@ -16,6 +16,7 @@ import train_classifier
 import train_diffusion
 from melanoma_fair_xai.classifier import arguments as classifier
 from melanoma_fair_xai.diffusion import arguments as diffusion
+from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.engine.arguments import parse_arguments
 from melanoma_fair_xai.hub.arguments import HubArguments
 
@@ -42,7 +43,7 @@ FREE_TEXTS = {
     *("positive_labels", "lesion_column_name", "group_by", "synthetic_dir", "model_name_or_path", "revision"),
     *("pretrained_weights", "output_dir", "eval_split", "mitigation_group", "resume_from_checkpoint", "logging_dir"),
     *("hub_model_id", "conditions", "layer", "images", "split", "like", "balance", "reject_copies"),
-    *("diagnosis", "sex", "localization", "fitzpatrick"),
+    *(name for name, condition in CONDITIONS.items() if not condition.is_measure),
 }
 REQUIRED = {"explain.py": ["--model_name_or_path", "x"]}
 HEAVY = "torch numpy pandas datasets transformers diffusers accelerate timm captum matplotlib scipy sklearn pyarrow"

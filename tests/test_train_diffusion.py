@@ -157,8 +157,8 @@ def test_horizon_of_the_average_and_balanced_weights():
     ("arguments", "message"),
     [
         (["--resolution", "15"], "--resolution 15: cannot be halved 1 times"),
-        (["--preset", "1024-huge"], "--preset 1024-huge: choose from 32-tiny"),
-        (["--conditions", "skin"], "--conditions skin: choose from diagnosis"),
+        (["--preset", "1024-huge"], "--preset: invalid choice: '1024-huge'"),
+        (["--conditions", "skin"], "--conditions: invalid choice: 'skin'"),
         (["--dataset_name", "nowhere"], "--dataset_name nowhere: cannot be loaded"),
         (["--prediction_type", "flow"], "invalid choice: 'flow'"),
         (["--resume_from_checkpoint", "runs/none/checkpoint-3"], "no such folder"),

@@ -5,6 +5,7 @@ from typing import Literal
 
 from melanoma_fair_xai.base.flags import flag, with_default
 from melanoma_fair_xai.data.arguments import DataArguments
+from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.engine.options import TrainingOptions
 
 # What each preset sets, unless a flag says otherwise. 32-tiny and 64-small are for a CPU and an hour or two, 128-base
@@ -69,11 +70,7 @@ SAMPLERS = {
 class ConditionArguments(DataArguments):
     """What is learnt of which data."""
 
-    conditions: list[str] = flag(
-        [],
-        "Of diagnosis, sex, age, localization, fitzpatrick, ita; default: all that the data set knows.",
-        shown=False,
-    )
+    conditions: list[Literal[tuple(CONDITIONS)]] = flag([], "Default: all that the data set knows.", shown=False)
     diagnosis_labels: Literal["diagnosis", "melanoma"] = flag(
         "diagnosis", "Condition on the data set's own diagnoses, or on melanoma or not.", shown=False
     )

@@ -51,7 +51,6 @@ def test_encoded_as_the_conditioner_encodes():
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (["dx_type"], "--conditions dx_type: choose from diagnosis"),
         (["diagnosis", "ita"], "--conditions ita: here has no column ita"),
         (["localization"], "--conditions localization: here knows it of no training image"),
     ],
