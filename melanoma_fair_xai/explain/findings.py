@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.tables import number
-from melanoma_fair_xai.fairness.groups import PRIMARY
+from melanoma_fair_xai.fairness.groups import PRIMARY, REFERENCES
 from melanoma_fair_xai.fairness.intervals import square_and_add
 
 from .batches import ARTEFACT_ENERGIES
@@ -124,24 +125,15 @@ def skin_contrasts(groups: pd.DataFrame) -> list[dict[str, Any]]:
     """Differences of each measure from skin types I-II, with MOVER limits from the groups' own intervals."""
     rows = groups[(groups["group_column"] == PRIMARY) & groups["estimable"]].set_index(["measure", "group"])
     contrasts = []
-    for measure, known in MEASURES.items():
-        for group in ("III-IV", "V-VI"):
-            if (measure, "I-II") not in rows.index or (measure, group) not in rows.index:
-                continue
-            limits = [
-                (row["mean"], (row["low"], row["high"]))
-                for row in (rows.loc[measure, group], rows.loc[measure, "I-II"])
-            ]
-            low, high = map(float, square_and_add(*limits))
-            sign = 1 if known.better == "higher" else -1
-            contrasts.append(
-                {
-                    "measure": measure,
-                    "group": group,
-                    "difference": limits[0][0] - limits[1][0],
-                    "low": low,
-                    "high": high,
-                }
-                | {"better": min(sign * low, sign * high) > 0, "worse": max(sign * low, sign * high) < 0}
-            )
+    for (measure, group), row in rows.iterrows():
+        reference = measure, REFERENCES[PRIMARY]
+        if measure not in MEASURES or group in (reference[1], UNKNOWN) or reference not in rows.index:
+            continue
+        other = rows.loc[reference]
+        limits = [(own["mean"], (own["low"], own["high"])) for own in (row, other)]
+        low, high = map(float, square_and_add(*limits))
+        better_low, better_high = (low, high) if MEASURES[measure].better == "higher" else (-high, -low)
+        difference = {"difference": row["mean"] - other["mean"], "low": low, "high": high}
+        verdict = {"better": better_low > 0, "worse": better_high < 0}
+        contrasts.append({"measure": measure, "group": group, **difference, **verdict})
     return contrasts
