@@ -9,6 +9,7 @@ again to go on after an interruption.
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -171,9 +172,7 @@ def plan(arguments: GenerateArguments, pipeline: Any, records: Records | None) -
 
 def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or go on in one that the same command began. UserError if it holds anything else."""
-    import pandas as pd
-
-    from melanoma_fair_xai.base.files import PARTIAL_PREFIX, plain, write_json
+    from melanoma_fair_xai.base.files import PARTIAL_PREFIX, write_json
     from melanoma_fair_xai.diffusion.generation import SETTINGS_NAME
 
     # The model may have been moved: its weights are compared by their hash.
@@ -182,9 +181,9 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
     for path in folder.glob(f"{PARTIAL_PREFIX}*"):
         path.unlink()
     if (folder / SETTINGS_NAME).is_file():
-        earlier = pd.read_json(folder / SETTINGS_NAME, typ="series", convert_dates=False).to_dict()
+        earlier = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
         for name, value in settings.items():
-            if name not in free and plain(earlier.get(name)) != value:
+            if name not in free and earlier.get(name) != value:
                 raise UserError(
                     f"--output_dir {folder}: made with {name} {earlier.get(name)}, not {value}; choose another folder"
                 )

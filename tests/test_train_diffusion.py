@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import diffusers
@@ -103,6 +104,13 @@ def test_the_sheet_has_skin_types_and_diagnoses(trained):
     """As many cells as conditions: 6 rows of types and 2 columns of diagnoses, white between them."""
     sheet = np.asarray(PIL.Image.open(trained / "samples" / "step-000015.png").convert("L"))
     assert sheet.shape[0] > sheet.shape[1] > 100 and sheet.std() > 10
+
+
+@pytest.mark.parametrize("drawn", [True, False])
+def test_a_run_on_drawings_says_that_it_says_nothing_about_patients(trained, drawn):
+    text = train_diffusion.summary(trained, 3.25, SimpleNamespace(are_phantoms=drawn))
+    assert ("the samples say nothing about patients" in text) == drawn
+    assert "samples: " + str(trained / "samples" / "step-000015.png") in text and "3.2 images/s" in text
 
 
 def test_the_published_pipeline_generates(trained):
