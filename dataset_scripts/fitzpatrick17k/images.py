@@ -27,9 +27,10 @@ def content_problem(image_id: str, content: bytes, allow_modified: bool) -> str:
     problem = image_content_problem(content)
     if problem:
         return problem
-    if allow_modified or hashlib.md5(content).hexdigest() == image_id:
+    found = hashlib.md5(content).hexdigest()
+    if allow_modified or found == image_id:
         return ""
-    return f"modified: its md5 is {hashlib.md5(content).hexdigest()}, not its name; --allow_modified_images takes it"
+    return f"modified: its md5 is {found}, not its name; --allow_modified_images takes it"
 
 
 class ImageFile(NamedTuple):

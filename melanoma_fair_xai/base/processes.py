@@ -3,8 +3,10 @@
 import collections
 import concurrent.futures
 import itertools
+import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
@@ -30,7 +32,7 @@ def map_in_order(function: Callable[[Item], Result], items: Iterable[Item], num_
         return
     items = iter(items)
     chunks = iter(lambda: list(itertools.islice(items, CHUNK)), [])
-    with concurrent.futures.ProcessPoolExecutor(num_proc, initializer=_leave_interrupts_to_the_parent) as pool:
+    with concurrent.futures.ProcessPoolExecutor(num_proc, initializer=_belong_to_the_parent) as pool:
         waiting = collections.deque(
             pool.submit(_map_chunk, function, chunk) for chunk in itertools.islice(chunks, AHEAD * num_proc)
         )
@@ -44,5 +46,12 @@ def _map_chunk(function: Callable[[Item], Result], chunk: list[Item]) -> list[Re
     return [function(item) for item in chunk]
 
 
-def _leave_interrupts_to_the_parent() -> None:
+def _belong_to_the_parent() -> None:
+    """Leave interrupts to the parent, and end with it, even if it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_after, args=(multiprocessing.parent_process(),), daemon=True).start()
+
+
+def _end_after(parent: multiprocessing.Process) -> None:
+    parent.join()
+    os._exit(1)

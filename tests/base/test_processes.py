@@ -1,13 +1,19 @@
 """Work that processes share comes back in order, and whole."""
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.processes import AHEAD, CHUNK, available_cores, map_in_order
+
+ROOT = str(Path(__file__).resolve().parents[2])
 
 
 def square(number: int) -> tuple[int, int]:
@@ -52,6 +58,34 @@ def test_workers_leave_an_interrupt_to_the_parent():
 
 def _ignores_interrupts(number: int) -> bool:
     return signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+
+
+ORPHANS = """
+import os, sys, time
+from melanoma_fair_xai.base.processes import map_in_order
+
+def sleep(number):
+    print(os.getpid(), flush=True)
+    time.sleep(600)
+
+if __name__ == "__main__":
+    list(map_in_order(sleep, range(100), 2))
+"""
+
+
+def test_workers_end_with_a_parent_that_is_killed(tmp_path):
+    (tmp_path / "orphans.py").write_text(ORPHANS)
+    command = [sys.executable, str(tmp_path / "orphans.py")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": ROOT}) as parent:
+        workers = {int(parent.stdout.readline()) for _ in range(2)}
+        parent.kill()
+        assert len(workers) == 2
+        try:
+            parent.communicate(timeout=60)  # until the workers let go of the other end
+        finally:
+            for pid in workers:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
 
 def test_the_cores_are_those_that_this_process_may_use():
