@@ -5,7 +5,7 @@ import functools
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -18,7 +18,7 @@ from melanoma_fair_xai.base.flags import check_flags
 from melanoma_fair_xai.base.processes import map_in_order
 
 from .raw_files import content_hash, read_bytes
-from .schema import SKIPPED_NAME
+from .schema import SKIPPED_NAME, record_features
 from .settings import SplitSettings
 from .sources import Source
 from .splits import MANIFEST_NAME, assign_folds, check_disjoint, fold_split, lesion_strata, write_manifest
@@ -34,14 +34,16 @@ class LesionConfig(SplitSettings, datasets.BuilderConfig):
 class LesionBuilder(datasets.GeneratorBasedBuilder):
     """A builder whose subclass says what lies in the raw folder; splits, skipping and the manifest are done here.
 
-    A subclass defines `source`, `_info` (by `make_info`), `scan` and `card_text`, and `make_example` where an example
-    is more than the files of its record. After preparation the folder also holds `split_manifest.csv` and
-    `skipped.csv` (SKIPPED_COLUMNS).
+    A subclass defines `source`, `diagnoses` (the names of its labels), `scan` and `card_text`, and what it has beside
+    the common record: `own_columns`, and `make_example` where an example is more than the files of its record. After
+    preparation the folder also holds `split_manifest.csv` and `skipped.csv` (SKIPPED_COLUMNS).
     """
 
     BUILDER_CONFIG_CLASS = LesionConfig
     VERSION = datasets.Version("1.0.0")
     source: Source
+    diagnoses: Sequence[str]
+    own_columns: Mapping[str, Any] = {}
     stratify_by: tuple[str, ...] = ("melanoma", "fitzpatrick")
     num_proc = 1  # processes that look at files and make examples; the result is the same for any number
 
@@ -56,11 +58,10 @@ class LesionBuilder(datasets.GeneratorBasedBuilder):
         self.manifest: pd.DataFrame | None = None
         self.skipped: pd.DataFrame | None = None
 
-    def make_info(self, description: str, features: datasets.Features) -> datasets.DatasetInfo:
-        """What `datasets` wants to know of a data set with these columns."""
+    def _info(self) -> datasets.DatasetInfo:
         return datasets.DatasetInfo(
-            description=description,
-            features=features,
+            description=", ".join(filter(None, [self.source.title, self.config.description])),
+            features=record_features(self.diagnoses, self.own_columns),
             homepage=self.source.homepage,
             license=self.source.licence,
             citation=self.source.citation,

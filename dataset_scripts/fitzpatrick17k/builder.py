@@ -14,7 +14,7 @@ from melanoma_fair_xai.base.tables import markdown_table
 from ..builder import LesionBuilder, LesionConfig
 from ..duplicates import clusters_report, duplicate_clusters, near_duplicates, read_duplicates
 from ..raw_files import index_files
-from ..schema import SKIPPED_COLUMNS, UNKNOWN, record_features
+from ..schema import SKIPPED_COLUMNS, UNKNOWN
 from ..sources import SOURCES
 from ..splits import join_lesions
 from .annotations import DIAGNOSES, read_annotations
@@ -74,6 +74,7 @@ class Fitzpatrick17k(LesionBuilder):
     ]
     DEFAULT_CONFIG_NAME = DEFAULT_CONFIGURATION
     source = SOURCES["fitzpatrick17k"]
+    diagnoses = DIAGNOSES
 
     def __init__(
         self, config_name: str | None = None, *, duplicates: str | None = None, hash: str | None = None, **kwargs
@@ -89,10 +90,6 @@ class Fitzpatrick17k(LesionBuilder):
         self.coverage: pd.DataFrame | None = None
         self.clusters: pd.DataFrame | None = None
         self.modified = 0
-
-    def _info(self) -> datasets.DatasetInfo:
-        description = f"Fitzpatrick17k, {CONFIGURATIONS[self.config.name][0]}."
-        return self.make_info(description, record_features(DIAGNOSES))
 
     def scan(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         config = self.config

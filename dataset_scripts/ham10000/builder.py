@@ -15,7 +15,7 @@ from ..builder import LesionBuilder, LesionConfig
 from ..downloads import download
 from ..prepare import summarise
 from ..raw_files import image_problem, index_files, inspect_files, read_bytes
-from ..schema import SKIPPED_COLUMNS, SKIPPED_NAME, UNKNOWN, record_features
+from ..schema import SKIPPED_COLUMNS, SKIPPED_NAME, UNKNOWN
 from ..skin_colour import measure_ita
 from ..sources import SOURCES
 from ..splits import join_lesions, manifest_hash
@@ -79,13 +79,9 @@ class HAM10000(LesionBuilder):
     """HAM10000 from a folder of raw files; the README says which layouts. Split `isic2018_test` where it is there."""
 
     source = SOURCES["ham10000"]
+    diagnoses = DIAGNOSES
+    own_columns = {"dx_type": datasets.Value("string"), "ita": datasets.Value("float32")}
     stratify_by = ("diagnosis", "fitzpatrick")
-
-    def _info(self) -> datasets.DatasetInfo:
-        own = {"dx_type": datasets.Value("string"), "ita": datasets.Value("float32")}
-        return self.make_info(
-            "Dermoscopic images of common pigmented skin lesions (HAM10000).", record_features(DIAGNOSES, own)
-        )
 
     def scan(self) -> tuple[pd.DataFrame, pd.DataFrame]:
         folder = self.config.data_dir

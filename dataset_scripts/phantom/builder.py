@@ -14,14 +14,13 @@ import PIL.Image
 from melanoma_fair_xai.base.files import file_digest
 
 from ..builder import LesionBuilder, LesionConfig
-from ..schema import MELANOMA_NAMES, SKIPPED_COLUMNS, record_features
+from ..schema import MELANOMA_NAMES, SKIPPED_COLUMNS
 from ..skin_colour import lab_to_rgb
 from ..sources import SOURCES
 from .drawing import ARTEFACT_BITS, draw_phantom
 from .sampling import sample_lesion, sample_records, sample_view
 from .settings import TONE_BIAS_GRADES, PhantomSettings
 
-DIAGNOSES = ["nevus", "melanoma"]
 TRUTH_FEATURES = {
     "true_melanoma": datasets.ClassLabel(names=MELANOMA_NAMES),
     "ita": datasets.Value("float32"),
@@ -68,19 +67,15 @@ class Phantom(LesionBuilder):
 
     BUILDER_CONFIG_CLASS = PhantomConfig
     source = SOURCES["phantom"]
+    diagnoses = ("nevus", "melanoma")
+    own_columns = TRUTH_FEATURES
 
     def __init__(self, *args, hash: str | None = None, **kwargs):
         super().__init__(*args, hash=hash or _source_hash(), **kwargs)
         self.config.check()
 
-    def _info(self) -> datasets.DatasetInfo:
-        return self.make_info(
-            "Phantoms: drawn skin lesions with known truth, no patient.", record_features(DIAGNOSES, TRUTH_FEATURES)
-        )
-
     def scan(self) -> tuple[pd.DataFrame, pd.DataFrame]:
-        records = sample_records(self.config)
-        return records, pd.DataFrame(columns=SKIPPED_COLUMNS)
+        return sample_records(self.config), pd.DataFrame(columns=SKIPPED_COLUMNS)
 
     @staticmethod
     def make_example(config: PhantomConfig, row: dict[str, Any]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from dataset_scripts import prepare as prepare_module
 from dataset_scripts.builder import LesionBuilder
 from dataset_scripts.prepare import prepare_parquet, summarise
 from dataset_scripts.publishing import dataset_publication
-from dataset_scripts.schema import SKIPPED_COLUMNS, record_features
+from dataset_scripts.schema import SKIPPED_COLUMNS
 from dataset_scripts.sources import LOCAL_USE_ONLY, Source
 from dataset_scripts.splits import manifest_hash, read_manifest
 from melanoma_fair_xai.base.errors import UserError
@@ -41,12 +41,10 @@ class Toy(LesionBuilder):
         homepage="https://example.org/toy",
         citation="@misc{toy}",
     )
+    diagnoses = ("nevus", "melanoma")
     stratify_by = ("diagnosis",)
     shade = 10
     skipped_rows: tuple = ()
-
-    def _info(self):
-        return self.make_info("Toys.", record_features(["nevus", "melanoma"]))
 
     def card_text(self):
         return "# Toys\n\nOf no patient."
