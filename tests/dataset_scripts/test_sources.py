@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 import re
 import subprocess
 import sys
@@ -85,3 +86,16 @@ def test_a_planted_row_is_in_the_flags_help():
     named, raw = done.stdout.splitlines()
     assert named.startswith("ham10000, fitzpatrick17k, phantom, first, second, or a folder")
     assert raw == "Folder of the raw files (ham10000, fitzpatrick17k, first)."
+
+
+@pytest.mark.parametrize("source", SOURCES.values(), ids=lambda source: source.name)
+def test_a_builder_stands_on_little(source):
+    """Importing one must not take torch along, nor the library above it."""
+    code = f"import sys, {source.module}.builder; print(*sys.modules)"
+    environment = {**os.environ, "USE_TORCH": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, env=environment, capture_output=True, text=True
+    )
+    names = set(done.stdout.split())
+    assert "datasets" in names and not names & {"torch", "timm", "transformers", "sklearn", "scipy", "matplotlib"}
+    assert {name.split(".")[1] for name in names if name.startswith("melanoma_fair_xai.")} == {"base"}
