@@ -58,7 +58,7 @@ def download(
     in seconds, starts at `first_wait` and doubles. Raises UserError, naming what to do, if the host does not give the
     file or gives another one twice.
     """
-    if os.path.isfile(path) and (md5 is None or file_digest(path, "md5") == md5):
+    if os.path.isfile(path) and (md5 is None or file_digest(path, algorithm="md5") == md5):
         return
     partial = path + ".partial"
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
@@ -72,7 +72,7 @@ def download(
                 f"{url}: {error}\ndownload it by hand in a browser and save it as {os.path.abspath(path)}, "
                 "or run the same command again later: it goes on where it stopped"
             ) from None
-        found = file_digest(partial, "md5") if md5 else None
+        found = file_digest(partial, algorithm="md5") if md5 else None
         if found == md5:
             os.replace(partial, path)
             return

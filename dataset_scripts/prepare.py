@@ -1,7 +1,6 @@
 """Preparing a data set: a folder of Parquet with its card, split manifest and list of what was skipped."""
 
 import glob
-import hashlib
 import os
 import re
 import shutil
@@ -71,9 +70,8 @@ def _fill(builder: LesionBuilder, folder: str) -> None:
     built = os.path.join(folder, "built")
     builder.download_and_prepare(built, file_format="parquet")
     shards = {name: _shards(built, f"{builder.dataset_name}-{name}") for name in builder.info.splits}
-    digests = " ".join(file_digest(path) for path in sum(shards.values(), []))
     # load_dataset caches a folder by its card alone: with its content in the names there, nothing stale is served.
-    data = f"data/{hashlib.sha256(digests.encode()).hexdigest()[:12]}"
+    data = f"data/{file_digest(*sum(shards.values(), []))[:12]}"
     os.makedirs(os.path.join(folder, data))
     for name, paths in shards.items():
         for number, path in enumerate(paths):

@@ -83,7 +83,7 @@ class Fitzpatrick17k(LesionBuilder):
             duplicates = os.path.abspath(os.path.expanduser(duplicates))
             if not os.path.isfile(duplicates):
                 raise UserError(f"{duplicates}: no such file; give --duplicates a CSV table, or leave it out")
-            hash = f"{hash}{file_digest(duplicates, 'md5')}"
+            hash = f"{hash}{file_digest(duplicates)}"
             kwargs["duplicates"] = duplicates
         super().__init__(config_name=config_name, hash=hash, **kwargs)
         self.excluded: pd.DataFrame | None = None

@@ -56,10 +56,11 @@ def plain(value: Any) -> Any:
     return str(value)
 
 
-def file_digest(path: str | os.PathLike, algorithm: str = "sha256") -> str:
-    """A file's hash in hexadecimal digits, read in pieces."""
+def file_digest(*paths: str | os.PathLike, algorithm: str = "sha256") -> str:
+    """The hash of a file, or of several as if they were one, in hexadecimal digits; read in pieces."""
     digest = hashlib.new(algorithm)
-    with open(path, "rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    for path in paths:
+        with open(path, "rb") as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
     return digest.hexdigest()

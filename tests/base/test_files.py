@@ -64,4 +64,6 @@ def test_write_json_writes_only_what_json_has(tmp_path):
 def test_a_digest_is_of_the_whole_file(tmp_path):
     (tmp_path / "x").write_bytes(b"ab" * (1 << 20))
     assert file_digest(tmp_path / "x") == hashlib.sha256(b"ab" * (1 << 20)).hexdigest()
-    assert file_digest(tmp_path / "x", "md5") == hashlib.md5(b"ab" * (1 << 20)).hexdigest()
+    assert file_digest(tmp_path / "x", algorithm="md5") == hashlib.md5(b"ab" * (1 << 20)).hexdigest()
+    (tmp_path / "y").write_bytes(b"c")
+    assert file_digest(tmp_path / "x", tmp_path / "y") == hashlib.sha256(b"ab" * (1 << 20) + b"c").hexdigest()

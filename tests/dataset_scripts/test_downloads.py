@@ -107,7 +107,7 @@ def test_a_file_arrives_in_a_new_folder_and_is_not_fetched_twice(host, tmp_path)
     path = tmp_path / "raw" / "file.bin"
     get(host.url, path)
     check_whole(path)
-    assert file_digest(path, "md5") == MD5
+    assert file_digest(path, algorithm="md5") == MD5
     get(host.url, path)
     get(host.url, path, md5=None)
     assert len(host.requests) == 1
