@@ -134,10 +134,10 @@ def load_data(accelerator: Accelerator, arguments: GenerateArguments, names: Seq
 def copy_finder(accelerator: Accelerator, records: Records, pipeline: Any) -> CopyFinder:
     from melanoma_fair_xai.data.cache import decode_once
     from melanoma_fair_xai.diffusion.copies import CopyFinder
-    from melanoma_fair_xai.diffusion.data import pixel_config
+    from melanoma_fair_xai.diffusion.data import centre_square
 
     with accelerator.local_main_process_first():
-        pixels = decode_once(records.images, pixel_config(pipeline.unet.config.sample_size)).pixels
+        pixels = decode_once(records.images, centre_square(pipeline.unet.config.sample_size)).pixels
     return CopyFinder.of(pixels, (records.table["split"] == "train").to_numpy())
 
 

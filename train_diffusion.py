@@ -120,14 +120,14 @@ def load_images(accelerator: Accelerator, args: Arguments) -> tuple[ConditionedI
     """Decode the images, set aside what cannot be, and find conditions in the rest; and the rows to train on."""
     from melanoma_fair_xai.data.cache import decode_once
     from melanoma_fair_xai.data.loading import training_rows
-    from melanoma_fair_xai.diffusion.data import find_conditions, pixel_config
+    from melanoma_fair_xai.diffusion.data import centre_square, find_conditions
     from melanoma_fair_xai.diffusion.learner import ConditionedImages
 
     data = args.data
     records = load_records(accelerator, data)
     with accelerator.local_main_process_first():
         cache = decode_once(
-            records.images, pixel_config(args.model.resolution), show_progress=accelerator.is_local_main_process
+            records.images, centre_square(args.model.resolution), show_progress=accelerator.is_local_main_process
         )
     records = records.without(cache.problems, data.max_skipped_share)
     rows = training_rows(records.table, data.max_train_samples, args.training.seed)

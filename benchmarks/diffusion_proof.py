@@ -34,7 +34,7 @@ from melanoma_fair_xai.classifier.predict import melanoma_scores, predict_logits
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.images import pixel_transform
 from melanoma_fair_xai.data.loading import load_records
-from melanoma_fair_xai.diffusion.data import pixel_config
+from melanoma_fair_xai.diffusion.data import centre_square
 
 BATCH = 64
 TYPES = [name for name in SKIN_TYPES if name != UNKNOWN]
@@ -103,7 +103,7 @@ class Sampler:
 def held_out_drawings(dataset_name: str, size: int) -> tuple:
     """Table and pixels of the test split, which neither generator nor classifier has seen."""
     records = load_records(dataset_name)
-    cache = decode_once(records.images, pixel_config(size))
+    cache = decode_once(records.images, centre_square(size))
     rows = np.flatnonzero(records.table["split"] == "test")
     return records.table.iloc[rows].reset_index(drop=True), cache.pixels[rows]
 

@@ -28,7 +28,7 @@ from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.loading import Records, load_records
 from melanoma_fair_xai.diffusion.arguments import PRESETS, ModelArguments, TrainingArguments, apply_preset
-from melanoma_fair_xai.diffusion.data import find_conditions, pixel_config
+from melanoma_fair_xai.diffusion.data import centre_square, find_conditions
 from melanoma_fair_xai.diffusion.learner import ConditionedImages, DiffusionLearner
 from melanoma_fair_xai.diffusion.networks import count_parameters
 from melanoma_fair_xai.diffusion.process import loss_weights, make_noise_scheduler, training_target
@@ -91,7 +91,7 @@ def make_task(records: Records, count: int, model_args: ModelArguments) -> Condi
     """The first `count` images, nearly all of them for training."""
     records = records.select(np.arange(len(records.table)) < count)
     records.table["split"] = np.where(np.arange(len(records.table)) < 20, "validation", "train")
-    pixels = decode_once(records.images, pixel_config(model_args.resolution)).pixels
+    pixels = decode_once(records.images, centre_square(model_args.resolution)).pixels
     return ConditionedImages(records, pixels, find_conditions(records.table, [], records.name))
 
 

@@ -145,7 +145,7 @@ def scale(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float() / 127.5 - 1
 
 
-def pixel_config(resolution: int) -> Preprocessing:
+def centre_square(resolution: int) -> Preprocessing:
     """The shorter side to `resolution`, then the centre: squeezing into a square would change a lesion's shape, and
     quarter turns would do so both ways."""
     half = (0.5, 0.5, 0.5)

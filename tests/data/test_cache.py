@@ -11,7 +11,7 @@ import torch
 
 from melanoma_fair_xai.data.cache import cache_folder, decode_once
 from melanoma_fair_xai.data.images import Preprocessing, normalise, open_rgb, pixel_transform
-from melanoma_fair_xai.diffusion.data import pixel_config
+from melanoma_fair_xai.diffusion.data import centre_square
 
 PREPROCESSING = Preprocessing(
     (3, 32, 32), "bicubic", (0.485, 0.456, 0.406), (0.229, 0.224, 0.225), crop_pct=1.0, crop_mode="squash"
@@ -56,7 +56,7 @@ def test_the_cache_is_read_again_and_made_anew_when_content_or_transform_change(
 
 @pytest.mark.parametrize(
     ("preprocessing", "key"),
-    [(PREPROCESSING, "d2f3fea635ec6ba7e3db06b48951960d"), (pixel_config(64), "26150f34e4f67b9901ad86d2968f4efd")],
+    [(PREPROCESSING, "d2f3fea635ec6ba7e3db06b48951960d"), (centre_square(64), "26150f34e4f67b9901ad86d2968f4efd")],
     ids=["classifier", "generator"],
 )
 def test_caches_that_exist_keep_their_names(preprocessing, key, monkeypatch):

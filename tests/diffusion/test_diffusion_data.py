@@ -8,7 +8,7 @@ import torch
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.data.images import pixel_transform
-from melanoma_fair_xai.diffusion.data import DiffusionDataset, find_conditions, pixel_config, scale
+from melanoma_fair_xai.diffusion.data import DiffusionDataset, centre_square, find_conditions, scale
 from melanoma_fair_xai.diffusion.networks import create_networks
 
 TABLE = pd.DataFrame(
@@ -138,7 +138,7 @@ def test_a_photograph_is_cropped_to_its_centre_and_never_squeezed():
     photograph = np.zeros((60, 100, 3), np.uint8)
     photograph[:, :20] = photograph[:, 80:] = 255
     photograph[20:40, 40:60] = 200
-    pixels = pixel_transform(pixel_config(30))(PIL.Image.fromarray(photograph))[0].numpy()
+    pixels = pixel_transform(centre_square(30))(PIL.Image.fromarray(photograph))[0].numpy()
     rows, columns = np.nonzero(pixels > 100)
     assert pixels.shape == (30, 30) and np.ptp(rows) == np.ptp(columns) == 9
     assert set(rows) == set(columns) == set(range(10, 20))
