@@ -137,6 +137,7 @@ def test_without_the_hub_what_was_fetched_before_still_loads(runs, python, local
     local_hub.close()  # the last test of this module
     python("explain.py", "--model_name_or_path", "tester/classifier", *list_layers)
     python("generate.py", "--model_name_or_path", "tester/generator", *fast, "--output_dir", tmp_path / "after")
-    for script in ("explain.py", "generate.py"):
-        said = python(script, "--model_name_or_path", "tester/other", "--output_dir", tmp_path / "out", code=2)
+    for script, flags in (("explain.py", ["--dataset_name", phantoms]), ("generate.py", [])):
+        model = ["--model_name_or_path", "tester/other", *flags]
+        said = python(script, *model, "--output_dir", tmp_path / "out", code=2)
         assert "not to be had from the Hub (no connection" in said and "Traceback" not in said
