@@ -64,7 +64,7 @@ class GenerateArguments(ConditionArguments):
     num_inference_steps: int = flag(25, "Its steps.", low=1)
     guidance_scale: float = flag(1.5, "1 samples what is asked for, more exaggerates it.", low=0)
     guidance_interval: list[float] = flag(
-        [0.0, 1.0], "Share of the noise levels at which guidance is on.", low=0, high=1
+        [0.0, 1.0], "Share of the noise levels at which guidance is on.", low=0, high=1, count=2
     )
     batch_size: int = flag(16, "Images at a time and process.", low=1)
     precision: Literal["fp32", "bf16", "fp16"] = flag("fp32", "Of the networks.")
@@ -112,8 +112,8 @@ def check_arguments(arguments: GenerateArguments) -> None:
     if arguments.like and arguments.reject_copies not in (None, arguments.like):
         raise UserError(f"--reject_copies {arguments.reject_copies}: give the data set of --like, {arguments.like}")
     interval = arguments.guidance_interval
-    if len(interval) != 2 or interval[0] > interval[1]:
-        raise UserError(f"--guidance_interval {' '.join(map(str, interval))}: give two shares, as in 0.2 0.8")
+    if interval[0] > interval[1]:
+        raise UserError(f"--guidance_interval {interval[0]} {interval[1]}: give the lower share first, as in 0.2 0.8")
 
 
 def load_data(accelerator: Accelerator, arguments: GenerateArguments, names: Sequence[str]) -> Records | None:

@@ -85,6 +85,19 @@ def outside(field: dataclasses.Field, kind: type) -> list[str]:
     return ["many", *(repr(value) for value in beyond if value is not None)]
 
 
+@pytest.mark.parametrize(("script", "field", "kind"), [flag for flag in FLAGS if flag.values[1].metadata["count"]])
+def test_a_list_has_as_many_values_as_its_flag_says(script, field, kind, capsys):
+    count = field.metadata["count"]
+    for number in (1, count, count + 1):
+        argv = [*REQUIRED.get(script, []), f"--{field.name}", *["0.5"] * number]
+        if number == count:
+            parse_arguments(*SCRIPTS[script], argv=argv)
+            continue
+        with pytest.raises(SystemExit):
+            parse_arguments(*SCRIPTS[script], argv=argv)
+        assert f"--{field.name} {' '.join(['0.5'] * number)}: give {count} values" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("script", "field", "kind"), FLAGS)
 def test_a_value_outside_its_range_is_refused_by_the_flags_name(script, field, kind, capsys):
     for value in outside(field, kind):

@@ -190,7 +190,7 @@ def test_conditions_are_drawn_as_they_occur_together_or_evened_out():
         (["--age", "-4"], "age -4.0: not a number of years from 0 to 120"),
         (["--num_images", "0"], "--num_images 0: give 1 or more"),
         (["--guidance_scale", "-1"], "--guidance_scale -1.0: give 0 or more"),
-        (["--guidance_interval", "0.9", "0.1"], "--guidance_interval 0.9 0.1: give two shares"),
+        (["--guidance_interval", "0.9", "0.1"], "--guidance_interval 0.9 0.1: give the lower share first"),
         (["--grid"], "--grid: give the values to combine"),
         (["--balance", "sex"], "give --like DATASET, too"),
         (["--like", "phantom", "--sex", "male"], "--like and --sex both say what to generate"),

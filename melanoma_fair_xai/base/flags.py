@@ -26,6 +26,7 @@ def flag(
     high: float | None = None,
     above: float | None = None,
     below: float | None = None,
+    count: int | None = None,
     check: Callable[[str], Any] | None = None,
     free: bool = False,
     shown: bool = True,
@@ -37,12 +38,13 @@ def flag(
         help: a line for `--help`.
         low, high: the least and the greatest number allowed, of each number in a list.
         above, below: likewise, where the number itself is not allowed.
+        count: how many values a list has, where that is fixed.
         check: raises UserError, with the flag's name in it, for a text that is none of its kind.
         free: may change when a run is resumed, because the weights do not depend on it.
         shown: on the card, in the line of settings; False for what the card says elsewhere.
     """
     bounds = {"low": low, "high": high, "above": above, "below": below}
-    metadata = {"help": help, "bounds": bounds, "check": check, "free": free, "shown": shown}
+    metadata = {"help": help, "bounds": bounds, "count": count, "check": check, "free": free, "shown": shown}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -115,7 +117,11 @@ def check_flags(instance: Any) -> None:
 
 def value_problem(field: dataclasses.Field, value: Any) -> str | None:
     """What is wrong with a flag's value, in a line that names both, or None."""
-    for item in value if isinstance(value, list | tuple) else [value]:
+    items = value if isinstance(value, list | tuple) else [value]
+    count = field.metadata.get("count")
+    if count and value is not None and len(items) != count:
+        return f"--{field.name} {' '.join(map(str, items))}: give {count} values"
+    for item in items:
         if isinstance(item, int | float) and not isinstance(item, bool):
             allowed = _range(**field.metadata.get("bounds", {}))
             if allowed and not allowed[0](item):

@@ -66,9 +66,14 @@ class ModelArguments:
     )
     image_size: int | None = flag(None, "Pixels; default: what the model was made for.", low=8)
     image_mean: list[float] | None = flag(
-        None, "Channel means that --pretrained_weights want, where not timm's own.", low=0, high=1, shown=False
+        None,
+        "Channel means that --pretrained_weights want, where not timm's own.",
+        low=0,
+        high=1,
+        count=3,
+        shown=False,
     )
-    image_std: list[float] | None = flag(None, "Likewise the standard deviations.", above=0, shown=False)
+    image_std: list[float] | None = flag(None, "Likewise the standard deviations.", above=0, count=3, shown=False)
     measure_forgetting: bool = flag(
         False, "After fine-tuning an earlier run's model, test it on that run's data, too.", shown=False
     )

@@ -6,260 +6,60 @@ Held-out real images (validation and test) are split in two halves by lesion. Ge
 first half, and so is the second: what it scores is the floor, which no generator can be told from.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import pandas as pd
-import torch
-from accelerate import Accelerator
-from matplotlib.figure import Figure
-from tqdm.auto import tqdm
-
-from dataset_scripts.schema import MELANOMA_NAMES, UNKNOWN
-from dataset_scripts.skin_colour import rgb_to_lab
-from dataset_scripts.splits import assign_folds, lesion_strata
+from dataset_scripts.schema import MELANOMA_NAMES
 from melanoma_fair_xai.base.errors import UserError, run_command
-from melanoma_fair_xai.base.files import atomic_path, write_json
-from melanoma_fair_xai.base.tables import markdown_table, number
-from melanoma_fair_xai.classifier.export import load_classifier
-from melanoma_fair_xai.classifier.models import create_classifier, is_timm_name
-from melanoma_fair_xai.data.cache import decode_once
-from melanoma_fair_xai.data.images import Preprocessing, normalise
-from melanoma_fair_xai.data.loading import Records, is_synthetic, load_records, load_synthetic
-from melanoma_fair_xai.diffusion.conditions import CONDITIONS
-from melanoma_fair_xai.diffusion.copies import (
-    FALSE_ALARMS,
-    Neighbours,
-    copy_threshold,
-    nearest_features,
-    nearest_pixels,
-    thumbnails,
-)
-from melanoma_fair_xai.diffusion.generation import SETTINGS_NAME
-from melanoma_fair_xai.diffusion.sample_metrics import frechet_distance, kernel_distance, manifold_metrics
-from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
-from melanoma_fair_xai.fairness.intervals import clopper_pearson
+from melanoma_fair_xai.base.flags import Parser, flag
 
-CATEGORIES = [name for name, condition in CONDITIONS.items() if not condition.is_measure]
+# All else is imported where it is used, so that --help and wrong flags answer at once.
+if TYPE_CHECKING:
+    import argparse
+
+    import torch
+
+    from melanoma_fair_xai.data.images import Preprocessing
+
 FACTS_NAME = "quality.json"  # what was measured, and with what
-FEW = 20  # images of a condition, below which nothing but their number is reported
-BATCH = 64
-PAIRS = 20  # in the sheet of nearest pairs
-DIRECTIONS = {
-    "frechet_distance": "lower is better",
-    "kid": "lower is better",
-    "precision": "higher is better",
-    "recall": "higher is better",
-    "density": "higher is better",
-    "coverage": "higher is better",
-}
-LAB = ("L*", "a*", "b*")
 
 
-@dataclass(frozen=True)
-class Described:
-    """Images of one origin: their table, features (n, d), thumbnails (n, 768), Lab mean and spread (n, 6), pixels."""
-
-    table: pd.DataFrame
-    features: np.ndarray
-    thumbnails: np.ndarray
-    lab: np.ndarray
-    pixels: np.ndarray
-
-    def select(self, keep: np.ndarray) -> "Described":
-        rows = np.flatnonzero(keep) if keep.dtype == bool else keep
-        parts = (self.features[rows], self.thumbnails[rows], self.lab[rows], self.pixels[rows])
-        return Described(self.table.iloc[rows].reset_index(drop=True), *parts)
-
-
-def describe(
-    accelerator: Accelerator, records: Records, network: torch.nn.Module, preprocessing: Preprocessing
-) -> Described:
-    """Features before the last layer of a timm model, and what else is compared, of all images that can be decoded."""
-    cache = decode_once(records.images, preprocessing)
-    usable = np.setdiff1d(np.arange(len(records.table)), list(cache.problems))
-    network = network.eval().to(accelerator.device)
-    parts: list[tuple] = []
-    for rows in tqdm(np.split(usable, range(BATCH, len(usable), BATCH)), desc="features", unit="batch"):
-        images = torch.from_numpy(cache.pixels[rows]).permute(0, 3, 1, 2)
-        with torch.inference_mode():
-            inputs = normalise(images.to(accelerator.device), preprocessing)
-            features = network.forward_head(network.forward_features(inputs), pre_logits=True)
-        lab = rgb_to_lab(images.permute(0, 2, 3, 1).numpy()[:, ::2, ::2] / 255)
-        lab = np.concatenate([lab.mean(axis=(1, 2)), lab.std(axis=(1, 2))], axis=1)
-        parts.append((features.flatten(1).float().cpu().numpy(), thumbnails(images), lab))
-    table = records.table.iloc[usable].reset_index(drop=True)
-    return Described(table, *(np.concatenate(part) for part in zip(*parts, strict=True)), cache.pixels[usable])
-
-
-def compare(generated: Described, reference: Described, floor: Described, seed: int = 0) -> pd.DataFrame:
-    """One row per scope and metric: value and spread of the generated images, and of the floor at equal numbers.
-
-    Scopes are all images and each condition that both have; columns scope, n_generated, n_real, n_reference, metric,
-    value, spread, floor, floor_spread. Too few images give NaN.
-    """
-    rows = list(_compare("all", generated, reference, floor, seed))
-    for column in CATEGORIES:
-        for name in sorted(set(generated.table[column]) - {UNKNOWN}):
-            parts = [part.select((part.table[column] == name).to_numpy()) for part in (generated, reference, floor)]
-            rows += _compare(f"{column} {name}", *parts, seed)
-    return pd.DataFrame(rows)
-
-
-def _compare(
-    scope: str, generated: Described, reference: Described, floor: Described, seed: int
-) -> Iterator[dict[str, float | str | int]]:
-    # All figures depend on the number of images: the floor is one only at the same number.
-    count = min(len(generated.table), len(floor.table))
-    rng = np.random.default_rng(seed)
-    same = [part.select(np.sort(rng.permutation(len(part.table))[:count])) for part in (generated, floor)]
-    counts = {"n_generated": len(generated.table), "n_compared": count, "n_reference": len(reference.table)}
-    if min(count, len(reference.table)) < FEW:
-        yield {"scope": scope, **counts, "metric": "too few images"}
-        return
-    values = [_distances(part, reference, seed) for part in same]
-    for metric in values[0]:
-        (value, spread), (least, least_spread) = (result[metric] for result in values)
-        row = {"metric": metric, "value": value, "spread": spread, "floor": least, "floor_spread": least_spread}
-        yield {"scope": scope, **counts, **row}
-
-
-def _distances(part: Described, reference: Described, seed: int) -> dict[str, tuple[float, float]]:
-    nan = float("nan")
-    results = {
-        "frechet_distance": (frechet_distance(part.features, reference.features), nan),
-        "kid": kernel_distance(part.features, reference.features, seed=seed),
-    }
-    results |= {name: (value, nan) for name, value in manifold_metrics(reference.features, part.features).items()}
-    for channel, name in enumerate(LAB):
-        # Spread: of the images' means, between images; then of the pixels, within an image.
-        results[f"mean {name}"] = (part.lab[:, channel].mean(), part.lab[:, channel].std())
-        results[f"deviation of {name} within an image"] = (
-            part.lab[:, 3 + channel].mean(),
-            part.lab[:, 3 + channel].std(),
-        )
-    return results
-
-
-def find_copies(generated: Described, training: Described, held_out: Described) -> pd.DataFrame:
-    """One row per generated image: nearest training image by pixels and features, both ratios, and `copy`.
-
-    A likely copy has a ratio (see `Neighbours`) below those of all but 0.25 % of held-out images.
-    """
-    tables, flags = [], []
-    for space, nearest in (("pixel", nearest_pixels), ("feature", nearest_features)):
-        source = "thumbnails" if space == "pixel" else "features"
-        queries, points, others = (getattr(part, source) for part in (generated, training, held_out))
-        found: Neighbours = nearest(queries, points)
-        threshold = copy_threshold(nearest(others, points))
-        names = training.table["image_id"].to_numpy()[found.index]
-        tables.append(pd.DataFrame({f"{space}_nearest": names, f"{space}_ratio": found.ratio}))
-        flags.append(found.ratio < threshold)
-    copies = np.logical_or(*flags)
-    return pd.concat([generated.table[["image_id", *CATEGORIES]], *tables], axis=1).assign(copy=copies)
-
-
-def copy_shares(copies: pd.DataFrame) -> pd.DataFrame:
-    """Likely copies, overall and by condition: scope, n, copies, share and its Clopper-Pearson limits low and high."""
-    rows = []
-    scopes = [("all", copies)]
-    scopes += [
-        (f"{column} {name}", part) for column in CATEGORIES for name, part in copies.groupby(column) if name != UNKNOWN
-    ]
-    for scope, part in scopes:
-        low, high = clopper_pearson(part["copy"].mean(), len(part))
-        rows.append([scope, len(part), int(part["copy"].sum()), part["copy"].mean(), float(low), float(high)])
-    return pd.DataFrame(rows, columns=["scope", "n", "copies", "share", "low", "high"])
-
-
-def plot_nearest_pairs(copies: pd.DataFrame, generated: Described, training: Described, path: Path) -> None:
-    """The generated images that come nearest to a training image, each above it. It shows real images: keep it."""
-    nearest = copies.sort_values("pixel_ratio", kind="stable").head(PAIRS)
-    position = pd.Series(range(len(training.table)), index=training.table["image_id"])
-    columns = min(10, len(nearest))
-    lines = -(-len(nearest) // columns)
-    figure = Figure(figsize=(1.1 * columns, 2.5 * lines), layout="constrained")
-    axes = figure.subplots(2 * lines, columns, squeeze=False)
-    for axis in axes.flat:
-        axis.axis("off")
-    for place, (row, copy) in enumerate(nearest.iterrows()):
-        line, column = divmod(place, columns)
-        axes[2 * line, column].imshow(generated.pixels[row])
-        axes[2 * line, column].set_title(f"{copy['pixel_ratio']:.2f}{' copy' if copy['copy'] else ''}", fontsize=8)
-        axes[2 * line + 1, column].imshow(training.pixels[position[copy["pixel_nearest"]]])
-    figure.suptitle(
-        "generated (above) and nearest training image (below); distance over that of the 50 nearest", fontsize=9
-    )
-    with atomic_path(path) as partial:
-        figure.savefig(partial, dpi=150, format="png", metadata={"Software": None})
-
-
-def to_markdown(metrics: pd.DataFrame, shares: pd.DataFrame, title: str) -> str:
-    """The report: every figure beside its floor, then the copies."""
-
-    def cell(value: float, spread: float) -> str:
-        return number(value, 4) + ("" if np.isnan(spread) else f" ± {number(spread, 4)}")
-
-    table = [
-        [
-            row["scope"],
-            f"{row['n_generated']:,} ({row['n_compared']:,} compared) / {row['n_reference']:,}",
-            f"{row['metric']}{', ' + DIRECTIONS[row['metric']] if row['metric'] in DIRECTIONS else ''}",
-            "too few images"
-            if row["metric"] == "frechet_distance" and np.isnan(row["value"])
-            else cell(row["value"], row["spread"]),
-            cell(row["floor"], row["floor_spread"]),
-        ]
-        for _, row in metrics.iterrows()
-    ]
-    copies = [
-        [
-            row["scope"],
-            f"{row['n']:,}",
-            f"{row['copies']:,}",
-            f"{100 * row['share']:.1f} % [{100 * row['low']:.1f}, {100 * row['high']:.1f}]",
-        ]
-        for _, row in shares.iterrows()
-    ]
-    return "\n\n".join(
-        [
-            f"# Quality of generated images: {title}",
-            "The floor is what held-out real images score against the same real images, at the same number. ± is the "
-            "standard deviation over subsets for KID, and between images for Lab.",
-            markdown_table(["images", "generated / reference", "metric", "generated", "floor (real)"], table),
-            "## Likely copies of training images",
-            f"Nearer to one training image, relative to the next fifty, than all but {100 * FALSE_ALARMS:g} % of "
-            "held-out real images are: so many are expected among images that copy nothing. Clopper-Pearson "
-            "intervals (95 %).",
-            markdown_table(["images", "n", "likely copies", "share"], copies),
-        ]
-    ) + "\n"  # fmt: skip
+@dataclass
+class QualityArguments:
+    real: str = flag(help="The data set that the generator was trained on.")
+    feature_model: str = flag(help="A timm model, or the folder or Hub id of a classifier.")
+    data_dir: str | None = flag(None, "Its raw files (ham10000, fitzpatrick17k).")
+    dataset_config_name: str | None = flag(None, "Its configuration.")
+    output_dir: str = flag("quality", "Folder to write.")
+    feature_weights: str | None = flag(None, "Safetensors file of the timm model's weights; default: timm's own.")
+    image_size: int | None = flag(None, "Of the timm model; default: its own.", low=1)
+    image_mean: list[float] | None = flag(None, "That the weights want, where not timm's own.", low=0, high=1, count=3)
+    image_std: list[float] | None = flag(None, "Likewise.", above=0, count=3)
+    seed: int = flag(0, "Of subsets and halves.", low=0)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = Parser(description=__doc__.splitlines()[0])
     parser.add_argument("synthetic_dir", help="what generate.py wrote")
-    parser.add_argument("--real", required=True, help="the data set that the generator was trained on")
-    parser.add_argument("--data_dir", help="its raw files (ham10000, fitzpatrick17k)")
-    parser.add_argument("--dataset_config_name", help="its configuration")
-    parser.add_argument("--output_dir", default="quality", help="folder to write (default: %(default)s)")
-    parser.add_argument("--feature_model", required=True, help="a timm model, or the folder or id of a classifier")
-    parser.add_argument("--feature_weights", help="safetensors file of the timm model's weights; default: timm's own")
-    parser.add_argument("--image_size", type=int, help="of the timm model; default: its own")
-    for name in ("image_mean", "image_std"):
-        parser.add_argument(f"--{name}", type=float, nargs=3, help="that the weights want, where not timm's own")
-    parser.add_argument("--seed", type=int, default=0, help="of subsets and halves (default: %(default)s)")
+    parser.add_flags(QualityArguments)
     arguments = parser.parse_args()
+    from melanoma_fair_xai.engine.launch import explained_errors
+
     with explained_errors("--image_size"):
-        run(arguments)
+        measure(arguments)
 
 
-def run(arguments: argparse.Namespace) -> None:
+def measure(arguments: argparse.Namespace) -> None:
+    from dataset_scripts.splits import assign_folds, lesion_strata
+    from melanoma_fair_xai.base.files import atomic_path, write_json
+    from melanoma_fair_xai.data.loading import is_synthetic, load_records, load_synthetic
+    from melanoma_fair_xai.diffusion import sample_report
+    from melanoma_fair_xai.engine.launch import create_accelerator
+
     accelerator = create_accelerator()
     real = load_records(arguments.real, arguments.dataset_config_name, arguments.data_dir)
     if is_synthetic(real.table).any():
@@ -268,7 +68,9 @@ def run(arguments: argparse.Namespace) -> None:
     network, preprocessing = feature_network(arguments)
     # A generator sees the centre square of a photograph, not all of it squeezed into one.
     preprocessing = replace(preprocessing, crop_mode="center", crop_pct=1.0)
-    generated, described = (describe(accelerator, records, network, preprocessing) for records in (synthetic, real))
+    generated, described = (
+        sample_report.describe(accelerator, records, network, preprocessing) for records in (synthetic, real)
+    )
     split = described.table["split"]
     training, held_out = (
         described.select((split == "train").to_numpy()),
@@ -276,18 +78,18 @@ def run(arguments: argparse.Namespace) -> None:
     )
     lesions = held_out.table["lesion_id"]
     half = assign_folds(lesions, lesion_strata(lesions, held_out.table["diagnosis"]), 2, arguments.seed)
-    metrics = compare(generated, held_out.select(half == 0), held_out.select(half == 1), arguments.seed)
-    copies = find_copies(generated, training, held_out)
-    shares = copy_shares(copies)
+    metrics = sample_report.compare(generated, held_out.select(half == 0), held_out.select(half == 1), arguments.seed)
+    copies = sample_report.find_copies(generated, training, held_out)
+    shares = sample_report.copy_shares(copies)
 
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in (("quality.csv", metrics), ("copies.csv", copies), ("copy_shares.csv", shares)):
         with atomic_path(folder / name) as path:
             table.to_csv(path, index=False)
-    plot_nearest_pairs(copies, generated, training, folder / "nearest_pairs.png")
+    sample_report.plot_nearest_pairs(copies, generated, training, folder / "nearest_pairs.png")
     write_json(folder / FACTS_NAME, facts(arguments))
-    text = to_markdown(
+    text = sample_report.to_markdown(
         metrics, shares, Path(arguments.synthetic_dir).name + (" (phantoms)" if real.are_phantoms else "")
     )
     with atomic_path(folder / "quality.md") as path:
@@ -297,6 +99,8 @@ def run(arguments: argparse.Namespace) -> None:
 
 def facts(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was measured, and with what: how the images were generated (null where generate.py did not say)."""
+    from melanoma_fair_xai.diffusion.generation import SETTINGS_NAME
+
     path = Path(arguments.synthetic_dir, SETTINGS_NAME)
     made = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     names = ("weights", "scheduler", "num_inference_steps", "guidance_scale", "guidance_interval", "precision")
@@ -307,6 +111,10 @@ def facts(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def feature_network(arguments: argparse.Namespace) -> tuple[torch.nn.Module, Preprocessing]:
     """The network whose features are compared, and its pre-processing."""
+    from melanoma_fair_xai.classifier.export import load_classifier
+    from melanoma_fair_xai.classifier.models import create_classifier, is_timm_name
+    from melanoma_fair_xai.data.images import Preprocessing
+
     if not is_timm_name(arguments.feature_model):
         network, info = load_classifier(arguments.feature_model)
         return network, info.preprocessing

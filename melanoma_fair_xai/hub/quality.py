@@ -7,7 +7,8 @@ from typing import Any
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.diffusion.generation import load_pipeline, weights_hash
-from melanoma_fair_xai.diffusion.quality import FACTS_NAME, to_markdown
+from melanoma_fair_xai.diffusion.quality import FACTS_NAME
+from melanoma_fair_xai.diffusion.sample_report import to_markdown
 from melanoma_fair_xai.hub import card
 
 # Not nearest_pairs.png, which shows real images, nor copies.csv, which names them.

@@ -12,6 +12,7 @@ from melanoma_fair_xai.diffusion.copies import (
     THUMBNAIL,
     CopyFinder,
     copy_threshold,
+    nearest_features,
     nearest_pixels,
     symmetries,
     thumbnails,
@@ -55,6 +56,13 @@ def test_planted_copies_are_found_and_hardly_anything_else(drawings):
     assert np.delete(found, places).mean() <= 0.01
     nearest = nearest_pixels(thumbnails(torch.from_numpy(generated[places]).permute(0, 3, 1, 2)), finder.training)
     np.testing.assert_array_equal(nearest.index, originals)
+
+
+def test_an_image_that_fifty_training_images_equal_copies_them():
+    training = np.random.default_rng(0).normal(size=(90, 8)).astype(np.float32)
+    training[:60] = training[0]
+    found = nearest_features(training[[0, 80]] + np.float32([[0.0], [0.5]]), training)
+    assert found.ratio[0] == 0 < found.ratio[1]
 
 
 def test_the_eight_symmetries_of_a_square_and_no_other():

@@ -1,7 +1,10 @@
 """The quality report on planted features and planted copies: which way each figure points, and what is a copy."""
 
 import json
+import os
+import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -17,10 +20,10 @@ from statsmodels.stats.proportion import proportion_confint
 from dataset_scripts.phantom import Phantom
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.data.loading import load_records
-from melanoma_fair_xai.diffusion import quality
+from melanoma_fair_xai.diffusion import quality, sample_report
 from melanoma_fair_xai.diffusion.copies import CopyFinder, copy_threshold, nearest_features
-from melanoma_fair_xai.diffusion.quality import CATEGORIES, DIRECTIONS, FEW, Described
 from melanoma_fair_xai.diffusion.sample_metrics import frechet_distance
+from melanoma_fair_xai.diffusion.sample_report import CATEGORIES, DIRECTIONS, FEW, Described
 
 DEPTH = 4  # features
 NAN = float("nan")
@@ -50,7 +53,7 @@ def test_each_metric_says_better_of_the_better_generator(metric):
     bad[30:] = bad[0]
     values, floors = [], []
     for features in (good, bad):
-        table = quality.compare(described(features), REFERENCE, FLOOR)
+        table = sample_report.compare(described(features), REFERENCE, FLOOR)
         row = table[table["scope"] == "all"].set_index("metric").loc[metric]
         values.append(row["value"])
         floors.append(row["floor"])
@@ -62,11 +65,11 @@ def test_each_metric_says_better_of_the_better_generator(metric):
 
 def test_the_floor_is_what_the_other_half_scores_at_the_same_number():
     few, many = described(normal(25, seed=3)), described(normal(200, seed=3))
-    table = quality.compare(few, REFERENCE, FLOOR, seed=5).set_index("metric").loc["frechet_distance"]
+    table = sample_report.compare(few, REFERENCE, FLOOR, seed=5).set_index("metric").loc["frechet_distance"]
     assert (table["n_generated"], table["n_compared"], table["n_reference"]) == (25, 25, 60)
     assert table["value"] == frechet_distance(few.features, REFERENCE.features)
     assert table["floor"] != frechet_distance(FLOOR.features, REFERENCE.features)
-    table = quality.compare(many, REFERENCE, FLOOR, seed=5).set_index("metric").loc["frechet_distance"]
+    table = sample_report.compare(many, REFERENCE, FLOOR, seed=5).set_index("metric").loc["frechet_distance"]
     assert (table["n_generated"], table["n_compared"]) == (200, 60)
     assert table["floor"] == frechet_distance(FLOOR.features, REFERENCE.features)
 
@@ -75,7 +78,7 @@ def test_colours_stand_with_what_they_are_the_colours_of():
     lab = np.arange(6.0)
     generated, floor = (Described(part.table, part.features, part.thumbnails, part.lab + lab, part.pixels)
                         for part in (described(normal(60, seed=3), lab=10), FLOOR))  # fmt: skip
-    rows = quality.compare(generated, REFERENCE, floor).set_index("metric")
+    rows = sample_report.compare(generated, REFERENCE, floor).set_index("metric")
     for place, name in enumerate(("L*", "a*", "b*")):
         assert tuple(rows.loc[f"mean {name}", ["value", "floor"]]) == (10 + place, place)
         assert tuple(rows.loc[f"deviation of {name} within an image", ["value", "floor"]]) == (13 + place, 3 + place)
@@ -85,16 +88,16 @@ def test_colours_stand_with_what_they_are_the_colours_of():
 def test_few_images_of_a_condition_are_counted_and_no_more(count):
     names = np.array(["mel"] * count + ["nv"] * (60 - count))
     parts = [described(normal(60, seed=seed), diagnosis=names) for seed in (3, 1, 2)]
-    table = quality.compare(*parts).set_index(["scope", "metric"])
+    table = sample_report.compare(*parts).set_index(["scope", "metric"])
     assert not table.index.get_level_values("scope").str.contains("unknown|sex").any()
     row = table.loc["diagnosis mel"]
     assert (row["n_generated"] == count).all()
     assert (row.index == "too few images").any() == (count < FEW)
     assert table.loc[("diagnosis nv", "kid"), "n_generated"] == 60 - count
     if count >= FEW:
-        alone = quality.compare(*(part.select(names == "mel") for part in parts)).set_index(["scope", "metric"])
+        alone = sample_report.compare(*(part.select(names == "mel") for part in parts)).set_index(["scope", "metric"])
         pd.testing.assert_series_equal(row["value"], alone.loc["all", "value"])
-    text = quality.to_markdown(table.reset_index(), quality.copy_shares(_copies([])), "planted")
+    text = sample_report.to_markdown(table.reset_index(), sample_report.copy_shares(_copies([])), "planted")
     lines = [line for line in text.splitlines() if line.startswith("| diagnosis mel")]
     assert any("too few images" in line for line in lines) == (count < FEW)
 
@@ -106,7 +109,7 @@ def _copies(of: list[int]) -> pd.DataFrame:
 
 
 def test_shares_of_copies_by_condition_and_in_words():
-    shares = quality.copy_shares(_copies([0, 1, 9])).set_index("scope")
+    shares = sample_report.copy_shares(_copies([0, 1, 9])).set_index("scope")
     assert list(shares.index) == ["all", "diagnosis mel", "diagnosis nv"]
     assert shares["n"].tolist() == [10, 4, 6] and shares["copies"].tolist() == [3, 2, 1]
     for row in shares.itertuples():
@@ -118,7 +121,7 @@ def test_shares_of_copies_by_condition_and_in_words():
          "spread": spread, "floor": 0.25, "floor_spread": spread}
         for name, value, spread in (("kid", 0.5, 0.125), ("recall", 0.75, NAN), ("frechet_distance", NAN, NAN))
     ]  # fmt: skip
-    text = quality.to_markdown(pd.DataFrame(rows), shares.reset_index(), "planted")
+    text = sample_report.to_markdown(pd.DataFrame(rows), shares.reset_index(), "planted")
     assert "| images | generated / reference | metric | generated | floor (real) |" in text
     assert "| all | 90 (60 compared) / 50 | kid, lower is better | 0.5000 ± 0.1250 | 0.2500 ± 0.1250 |" in text
     assert "| recall, higher is better | 0.7500 | 0.2500 |" in text
@@ -131,7 +134,7 @@ def test_a_copy_in_either_space_is_one_and_what_is_near_in_neither_is_none():
     generated = described(normal(30, seed=3), "gen")
     generated.thumbnails[4] = training.thumbnails[7]
     generated.features[9] = training.features[11]
-    copies = quality.find_copies(generated, training, held_out).set_index("image_id")
+    copies = sample_report.find_copies(generated, training, held_out).set_index("image_id")
     assert copies["copy"][["gen4", "gen9"]].all() and not copies["copy"].drop(["gen4", "gen9"]).any()
     assert copies["pixel_nearest"]["gen4"] == "train7" and copies["feature_nearest"]["gen9"] == "train11"
     assert copies["pixel_ratio"]["gen4"] < 1e-3 < 0.5 < copies["pixel_ratio"]["gen9"]
@@ -155,7 +158,7 @@ def test_the_margin_is_where_held_out_images_begin():
     assert 0 < near - far < 0.01
     for share, verdict in ((far, False), (near, True)):
         generated = described(on_the_way(share), "gen")
-        copies = quality.find_copies(generated, training, held_out)
+        copies = sample_report.find_copies(generated, training, held_out)
         assert copies["copy"].tolist() == [verdict], copies
 
 
@@ -178,7 +181,7 @@ def test_the_nearest_pairs_stand_one_above_the_other(monkeypatch, tmp_path):
             super().__init__(*arguments, **options)
             drawn.append(self)
 
-    monkeypatch.setattr(quality, "Figure", Kept)
+    monkeypatch.setattr(sample_report, "Figure", Kept)
     generated, training = described(normal(12), "gen"), described(normal(5), "train")
     for part, offset in ((generated, 0), (training, 100)):
         part.pixels[:] = (offset + np.arange(len(part.table)))[:, None, None, None]
@@ -187,7 +190,7 @@ def test_the_nearest_pairs_stand_one_above_the_other(monkeypatch, tmp_path):
         pixel_nearest=[f"train{i % 5}" for i in range(12)],
         copy=[False] * 11 + [True],
     )
-    quality.plot_nearest_pairs(copies, generated, training, tmp_path / "pairs.png")
+    sample_report.plot_nearest_pairs(copies, generated, training, tmp_path / "pairs.png")
     axes = np.array(drawn[0].axes).reshape(4, 10)
     shown = [
         (int(axes[line, column].images[0].get_array()[0, 0, 0]), axes[line, column].get_title())
@@ -242,3 +245,24 @@ def test_planted_copies_of_training_images_are_found_by_the_command(phantoms, tm
     facts = json.loads((tmp_path / "quality" / "quality.json").read_text())
     unsaid = dict.fromkeys(("scheduler", "guidance_scale", "guidance_interval", "precision"))
     assert facts == {"feature_model": "test_resnet", "seed": 0, "weights": "abc", "num_inference_steps": 7, **unsaid}
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--seed", "-1"], "--seed -1: give 0 or more"),
+        (["--image_size", "0"], "--image_size 0: give 1 or more"),
+        (["--image_mean", "0.5"], "--image_mean 0.5: give 3 values"),
+        (["--image_std", "0", "1", "1"], "--image_std 0.0: give more than 0"),
+        (["--feature_modle", "x"], "unrecognized arguments: --feature_modle x; did you mean --feature_model?"),
+    ],
+)
+def test_wrong_flags_are_refused_before_anything_is_loaded(tmp_path, flags, words):
+    asked = [tmp_path, "--real", "phantom", "--feature_model", "resnet18", *flags]
+    code = f"import runpy, sys; sys.argv[1:] = {[str(word) for word in asked]}\ntry:\n    "
+    code += "runpy.run_module('melanoma_fair_xai.diffusion.quality', run_name='__main__')\n"
+    code += "finally:\n    assert not {'torch', 'numpy', 'pandas', 'timm'} & set(sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(Path(quality.__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=tmp_path)
+    assert done.returncode == 2 and done.stderr.startswith(f"error: {words}"), done.stderr
+    assert not list(tmp_path.iterdir())
