@@ -20,7 +20,7 @@ import generate
 import train_classifier
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.data.loading import add_synthetic, is_synthetic, load_records, load_synthetic, training_rows
-from melanoma_fair_xai.diffusion import quality
+from melanoma_fair_xai.diffusion import copies, quality
 from melanoma_fair_xai.diffusion.copies import CopyFinder, nearest_pixels, thumbnails
 from melanoma_fair_xai.diffusion.data import find_conditions
 from melanoma_fair_xai.diffusion.export import export_pipeline, make_pipeline
@@ -187,7 +187,8 @@ def test_conditions_are_drawn_as_they_occur_together_or_evened_out():
     ("flags", "message"),
     [
         (["--diagnosis", "wart"], "diagnosis 'wart': unknown to this model; it knows melanoma"),
-        (["--age", "-4"], "age -4.0: not a number of years from 0 to 120"),
+        (["--age", "-4"], "--age -4.0: give 0 to 120"),
+        (["--age", "117"], "age 117.0: training never saw it; it saw "),
         (["--num_images", "0"], "--num_images 0: give 1 or more"),
         (["--guidance_scale", "-1"], "--guidance_scale -1.0: give 0 or more"),
         (["--guidance_interval", "0.9", "0.1"], "--guidance_interval 0.9 0.1: give the lower share first"),
@@ -280,7 +281,7 @@ def test_copies_are_made_anew_and_counted(model, phantoms, tmp_path, monkeypatch
         finders.append(CopyFinder(finder.training, float(np.median(nearest_pixels(rows, finder.training).ratio))))
         return finders[0]
 
-    monkeypatch.setattr(generate, "CopyFinder", SimpleNamespace(of=strict_finder))
+    monkeypatch.setattr(copies, "CopyFinder", SimpleNamespace(of=strict_finder))
     launch(generate, *flags, "--output_dir", tmp_path / "checked", "--reject_copies", phantoms)
     table = pd.read_csv(tmp_path / "checked" / "metadata.csv")
     after = pixels(tmp_path / "checked")
@@ -295,7 +296,7 @@ def test_copies_are_made_anew_and_counted(model, phantoms, tmp_path, monkeypatch
 
 def test_a_copy_that_comes_again_and_again_is_let_through_and_said_to_be_one(model, phantoms, tmp_path, monkeypatch):
     finder = SimpleNamespace(are_copies=lambda images: np.array([image.getpixel((0, 0))[0] >= 0 for image in images]))
-    monkeypatch.setattr(generate, "CopyFinder", SimpleNamespace(of=lambda *arguments: finder))
+    monkeypatch.setattr(copies, "CopyFinder", SimpleNamespace(of=lambda *arguments: finder))
     flags = ["--model_name_or_path", model, "--num_images", 2, *FAST, "--reject_copies", phantoms]
     launch(generate, *flags, "--output_dir", tmp_path)
     table = pd.read_csv(tmp_path / "metadata.csv")

@@ -63,6 +63,16 @@ def test_each_metric_says_better_of_the_better_generator(metric):
     assert abs(values[0] - floors[0]) < abs(values[1] - floors[1]), "the better one is nearer to the floor"
 
 
+def test_a_generator_of_one_kind_of_image_is_precise_and_recalls_little():
+    """And one that draws far more than there is recalls it all, imprecisely."""
+    values = {}
+    for name, features in {"narrow": 0.02 * normal(60, seed=3), "wide": normal(60, scale=6, seed=3)}.items():
+        table = sample_report.compare(described(features), REFERENCE, FLOOR)
+        values[name] = table[table["scope"] == "all"].set_index("metric")["value"]
+    assert values["narrow"]["precision"] == 1 and values["narrow"]["recall"] < 0.2
+    assert values["wide"]["precision"] < 0.2 and values["wide"]["recall"] == 1
+
+
 def test_the_floor_is_what_the_other_half_scores_at_the_same_number():
     few, many = described(normal(25, seed=3)), described(normal(200, seed=3))
     table = sample_report.compare(few, REFERENCE, FLOOR, seed=5).set_index("metric").loc["frechet_distance"]
@@ -212,8 +222,15 @@ def launch(*arguments: object) -> None:
         run_command(quality.main)
 
 
-def test_planted_copies_of_training_images_are_found_by_the_command(phantoms, tmp_path):
-    """Ten training images, turned, among thirty drawings of other lesions."""
+def test_planted_copies_of_training_images_are_found_by_the_command(phantoms, tmp_path, monkeypatch):
+    """Ten training images, turned, among thirty drawings of other lesions; all are seen as the generator sees them."""
+    crops, describe = [], sample_report.describe
+
+    def watched(accelerator, records, network, preprocessing) -> Described:
+        crops.append((preprocessing.crop_mode, preprocessing.crop_pct))
+        return describe(accelerator, records, network, preprocessing)
+
+    monkeypatch.setattr(sample_report, "describe", watched)
     timm_weights = tmp_path / "features.safetensors"
     save_file(timm.create_model("test_resnet", num_classes=2).state_dict(), timm_weights)
     records = load_records(str(phantoms))
@@ -242,7 +259,9 @@ def test_planted_copies_of_training_images_are_found_by_the_command(phantoms, tm
     # Two halves by lesion: the floor compares one with the other.
     row = metrics.loc[("all", "kid")]
     assert row["n_generated"] == 40 and 0.4 < row["n_reference"] / len(held_out) < 0.6
+    assert metrics.loc[("all", "coverage"), "floor"] < 1, "a half covers itself, not the other one"
     facts = json.loads((tmp_path / "quality" / "quality.json").read_text())
+    assert crops == [("center", 1.0)] * 2
     unsaid = dict.fromkeys(("scheduler", "guidance_scale", "guidance_interval", "precision"))
     assert facts == {"feature_model": "test_resnet", "seed": 0, "weights": "abc", "num_inference_steps": 7, **unsaid}
 
