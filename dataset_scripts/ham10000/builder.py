@@ -164,7 +164,7 @@ def _drop_unusable(records: pd.DataFrame, num_proc: int) -> tuple[pd.DataFrame, 
     problems = pd.DataFrame(
         inspect_files(_file_problems, files, num_proc), columns=["image", "mask"], index=records.index
     )
-    kept, misfit = problems["image"] == "", (problems["image"] == "") & (problems["mask"] != "")
+    kept, misfit = problems["image"] == "", problems["mask"] != ""
     skipped = [
         records.assign(file=records[column].fillna(""), reason=prefix + problems[column]).loc[rows, SKIPPED_COLUMNS]
         for column, rows, prefix in (("image", ~kept, ""), ("mask", misfit, "mask: "))

@@ -89,6 +89,13 @@ def test_no_ita_without_a_mask_or_skin():
     assert measure_ita(image, png(lesion)) is None
 
 
+def test_whatever_touches_the_lesion_and_its_rim_are_no_skin():
+    lesion = np.zeros((256, 256), dtype=bool)
+    lesion[:, 100] = True  # a quarter of a pixel's width, once the image is reduced to 64 pixels
+    skin = skin_pixels(png(np.full((256, 256, 3), 200, dtype=np.uint8)), png(lesion))
+    assert skin.shape == (64 * (64 - 1 - 2 * 3), 3)  # the rim is 4 % of the side, three pixels
+
+
 @pytest.fixture(scope="module")
 def real_skin(real_data) -> np.ndarray:
     """The CIELAB colour of skin in every twentieth image of HAM10000, (501, 3)."""
