@@ -129,6 +129,22 @@ def test_counts_of_a_split_that_a_group_is_not_in_are_zero():
     ]
 
 
+def test_labels_are_opposed_where_there_are_two_and_counted_where_there_are_more():
+    point = {"threshold": 0.51234, "rule": "youden", "positive_labels": ["mel"]}
+    config = {"label_names": ["nv", "mel"], "operating_point": point, "architecture": "resnet18"}
+    config |= {"pretrained_cfg": {"input_size": [3, 64, 48]}, "calibration": None}
+    two = classifier_card.operating_point(config)
+    assert (two["labels"], two["positive"], two["positive_indices"]) == ("nv against mel", "mel", [1])
+    assert (two["threshold"], two["size"]) == ("0.5123", "64 x 48")
+    more = {
+        "label_names": ["in situ", "nv", "mel"],
+        "operating_point": point | {"positive_labels": ["mel", "in situ"]},
+    }
+    three = classifier_card.operating_point(config | more)
+    assert (three["labels"], three["positive"]) == ("one of 3 labels", "mel or in situ")
+    assert three["positive_indices"] == [2, 0]
+
+
 @dataclasses.dataclass
 class Shown:
     a: int | None = flag(None)
