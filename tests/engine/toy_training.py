@@ -23,8 +23,6 @@ from melanoma_fair_xai.engine.options import TrainingOptions
 from melanoma_fair_xai.engine.run_folder import open_run_folder
 from melanoma_fair_xai.engine.sampler import balanced_weights
 
-training.LOGGING_STEPS = 1
-
 
 @dataclass
 class Arguments(TrainingOptions):
@@ -39,7 +37,7 @@ class Arguments(TrainingOptions):
     width: int = flag(8, "Channels of the net.", free=True)
     padding: int = flag(0, "Numbers to carry along, to make checkpoints slow to write.", free=True)
     step_seconds: float = flag(0.0, "Seconds to wait after each step.", free=True)
-    fault: str | None = flag(None, "Something to go wrong after step 5.", free=True)
+    fault: str | None = flag(None, "Something to go wrong in step 6.", free=True)
 
     def total_steps(self, steps_per_epoch: int) -> int:
         return self.num_train_epochs * steps_per_epoch
@@ -75,16 +73,16 @@ class ToyNet(nn.Sequential):
 
 
 class Seen:
-    """The samples and losses of every batch so far, of all processes."""
+    """The losses and samples of every batch so far, of all processes, and the steps."""
 
     def __init__(self):
-        self.rows = []
+        self.rows, self.steps = [], 0
 
     def state_dict(self) -> dict:
-        return {"rows": self.rows}
+        return dict(vars(self))
 
     def load_state_dict(self, state: dict) -> None:
-        self.rows = state["rows"]
+        vars(self).update(state)
 
 
 class ToyLearner(training.Learner):
@@ -97,8 +95,9 @@ class ToyLearner(training.Learner):
         self.state = (self.seen,)
 
     def loss(self, networks, batch) -> torch.Tensor:
-        if len(self.seen.rows) == 5 * self.args.gradient_accumulation_steps:
+        if self.seen.steps == 5:
             break_something(self.args.fault, self.networks["net"])
+        self.seen.steps += self.accelerator.sync_gradients
         loss = nn.functional.cross_entropy(networks["net"](batch["image"]), batch["label"])
         everywhere = self.accelerator.gather(loss.detach()), self.accelerator.gather(batch["id"])
         self.seen.rows.append([part.flatten().tolist() for part in everywhere])
@@ -143,6 +142,7 @@ def break_something(fault: str | None, model: nn.Module) -> None:
 
 
 def main() -> None:
+    training.LOGGING_STEPS = 1
     (args,) = parse_arguments(Arguments)
     with explained_errors():
         accelerator = create_accelerator(
