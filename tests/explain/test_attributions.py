@@ -123,6 +123,7 @@ def test_an_unknown_method_is_refused_with_the_known_ones(net):
 
 
 def test_problems_of_maps_are_named():
-    maps = torch.rand(5, 4, 4)
-    maps[1], maps[2, 0, 0], maps[3], maps[4] = 0.5, torch.nan, 0.0, -maps[4]
-    assert map_problems(maps) == ["", "constant", "not finite", "constant", "nothing positive"]
+    maps = torch.rand(6, 4, 4)
+    maps[1], maps[2, 0, 0], maps[3], maps[4], maps[5] = 0.5, torch.nan, 0.0, -maps[4], maps[5] - maps[5].max()
+    expected = ["", "constant", "not finite", "constant", "nothing positive", "nothing positive"]
+    assert map_problems(maps) == expected
