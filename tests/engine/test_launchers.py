@@ -59,7 +59,7 @@ def test_torchrun_ends_when_a_process_dies_and_resuming_continues(tmp_path):
     assert "error: another process of this run died or hangs (" in text or "Signal 9 (SIGKILL)" in text
     assert not psutil.wait_procs(children, timeout=60)[1]
     text = run(*launch, "--output_dir", "cut", "--resume_from_checkpoint", "latest", cwd=tmp_path)
-    assert "resumed from checkpoint-4 at step 4" in text
+    assert "resuming from checkpoint-4 of " in text
     assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "cut"))[1] == []
 
 
@@ -84,7 +84,7 @@ def test_accelerate_launch_resumes_without_other_flags(tmp_path):
         assert not psutil.wait_procs(children, timeout=60)[1]
     assert "stopped by SIGTERM: checkpoint-" in text
     text = run(*accelerate, "--resume_from_checkpoint", "latest", cwd=tmp_path)
-    assert "resumed from checkpoint-" in text and "finished" in text
+    assert "resuming from checkpoint-" in text and "finished" in text
     run("python", str(TOY), "--output_dir", "whole", "--seed", "3", cwd=tmp_path)
     assert differences(final_state(tmp_path / "whole"), final_state(tmp_path / "toy-run"))[1] == []
 
