@@ -96,6 +96,13 @@ def test_the_folder_is_an_image_folder_that_says_what_was_asked_for(synthetic):
     assert read_record(synthetic / "000000.png")["seed"] == table["seed"][0]
 
 
+def test_what_images_are_like_is_drawn_from_the_training_split(synthetic, phantoms):
+    real, drawn = load_records(str(phantoms)).table, pd.read_csv(synthetic / "metadata.csv")
+    training = real[real["split"] == "train"].set_index(["diagnosis", "sex", "localization"])["ita"].round(4)
+    rows = drawn.fillna("unknown").set_index(["diagnosis", "sex", "localization"])["ita"].round(4)
+    assert set(rows.items()) <= set(training.items())
+
+
 def test_a_row_of_the_table_and_the_pipeline_give_the_image_again(synthetic, model):
     row = pd.read_csv(synthetic / "metadata.csv").iloc[7]
     pipeline = load_pipeline(str(model))
@@ -288,6 +295,7 @@ def test_copies_are_made_anew_and_counted(model, phantoms, tmp_path, monkeypatch
     assert (
         (table["rejected"] > 0).sum() == finders[0].are_copies([*map(PIL.Image.fromarray, before.values())]).sum() == 4
     )
+    assert len(finders[0].training) == (load_records(str(phantoms)).table["split"] == "train").sum()
     assert not finders[0].are_copies([*map(PIL.Image.fromarray, after.values())])[~table["copy"]].any()
     for row, (name, image) in zip(table.itertuples(), after.items(), strict=True):
         assert row.seed == image_seed(0, row.Index, row.rejected)

@@ -88,6 +88,14 @@ def test_the_folder_is_as_diffusers_wants_it(exported):
     assert len(modes) == 1, "whoever can read the config can read the weights"
 
 
+def test_the_index_comes_last_so_that_a_folder_that_has_it_is_whole(pipeline, tmp_path, monkeypatch):
+    replace, arrived = os.replace, []
+    monkeypatch.setattr(os, "replace", lambda source, target: arrived.append(target.name) or replace(source, target))
+    export_pipeline(pipeline, tmp_path)
+    arrived = [name for name in arrived if (tmp_path / name).exists()]
+    assert arrived[-1] == "model_index.json" and set(arrived) == {path.name for path in tmp_path.iterdir()}
+
+
 def test_unet_and_conditioner_load_one_by_one(pipeline, exported):
     unet = diffusers.UNet2DModel.from_pretrained(exported, subfolder="unet")
     conditioner = LesionConditioner.from_pretrained(exported, subfolder="conditioner")
