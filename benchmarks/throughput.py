@@ -3,7 +3,8 @@
     python -m benchmarks.throughput --data_dir HAM10000 [--image_size 224] [--model resnet18]
 
 Every contender trains the same net on the same images at the same batch size; rounds of all of them are interleaved,
-and the medians over rounds are printed with their ratios. Run it on an otherwise idle machine.
+and the medians over rounds are printed with their ratios. Run it on an otherwise idle machine. Where there is a GPU it
+is used; the peers, as set up here, are for a CPU: leave them out by --no-peers.
 """
 
 import argparse
@@ -32,14 +33,13 @@ from melanoma_fair_xai.classifier.learner import ClassifierLearner
 from melanoma_fair_xai.classifier.models import create_classifier, parameter_groups
 from melanoma_fair_xai.classifier.predict import predict_logits
 from melanoma_fair_xai.classifier.task import Task
-from melanoma_fair_xai.data.cache import decode_once
+from melanoma_fair_xai.data.cache import decode_once, on_device
 from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.data.loading import Records, load_records
 from melanoma_fair_xai.data.targets import apply_target
 from melanoma_fair_xai.engine.launch import resolve_precision
 from melanoma_fair_xai.engine.training import Training
 
-BATCH = 32
 EPOCHS = 4  # over which memory should stay flat
 
 
@@ -49,6 +49,8 @@ def main() -> None:
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--image_size", type=int, default=224)
     parser.add_argument("--num_images", type=int, default=640)
+    parser.add_argument("--batch_size", type=int, default=32)
+    parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="time the peers, too")
     parser.add_argument("--steps", type=int, default=8, help="timed steps of each contender in a round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--growth", action="store_true", help="instead: time and memory against the number of images")
@@ -73,21 +75,24 @@ def machine() -> dict:
 
 def compare(records: Records, arguments: argparse.Namespace) -> dict:
     """Rates in images/s (medians over the rounds) and their ratios to the bare step, and to the bare forward."""
-    task = make_task(records, arguments.num_images, arguments.model, arguments.image_size)
+    task = make_task(records, arguments.num_images, arguments)
     with tempfile.TemporaryDirectory() as folder:
         write_jpegs(task, folder)
         contenders: dict[str, Callable[[], Iterator[None]]] = {
-            "bare step": lambda: bare_steps(task, arguments.model),
-            "ours, end to end": lambda: our_steps(task, arguments.model, folder),
-            "timm's loader and augmentation, bf16 channels_last": lambda: timm_steps(task, arguments.model, folder),
-            "Lightning, albumentations, torchvision, fp32": lambda: lightning_steps(task, arguments.model, folder),
+            "bare step": lambda: bare_steps(task, arguments),
+            "ours, end to end": lambda: our_steps(task, arguments, folder),
         }
+        if arguments.peers:
+            contenders |= {
+                "timm's loader and augmentation, bf16 channels_last": lambda: timm_steps(task, arguments, folder),
+                "Lightning, albumentations, torchvision, fp32": lambda: lightning_steps(task, arguments, folder),
+            }
         rates: dict[str, list[float]] = {name: [] for name in contenders}
         inference: dict[str, list[float]] = {"bare forward": [], "ours, inference": []}
         for _ in tqdm(range(arguments.rounds), desc="rounds"):
             for name, steps in contenders.items():
-                rates[name].append(rate(steps(), arguments.steps))
-            for name, value in inference_rates(task, arguments.model).items():
+                rates[name].append(rate(steps(), arguments.steps, arguments.batch_size))
+            for name, value in inference_rates(task, arguments).items():
                 inference[name].append(value)
     medians = {name: statistics.median(values) for name, values in (rates | inference).items()}
     return {
@@ -98,26 +103,34 @@ def compare(records: Records, arguments: argparse.Namespace) -> dict:
     }
 
 
-def rate(steps: Iterator[None], count: int, batch_size: int = BATCH, warm_up: int = 2) -> float:
+def now() -> float:
+    """Seconds, when all that a GPU was given is done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def rate(steps: Iterator[None], count: int, batch_size: int, warm_up: int = 4) -> float:
     """Images per second over `count` steps after the warm-up."""
     for _ in range(warm_up):
         next(steps)
-    start = time.perf_counter()
+    start = now()
     for _ in range(count):
         next(steps)
-    seconds = time.perf_counter() - start
+    seconds = now() - start
     steps.close()
     return count * batch_size / seconds
 
 
-def make_task(records: Records, count: int, model: str, image_size: int) -> Task:
+def make_task(records: Records, count: int, arguments: argparse.Namespace) -> Task:
     """The first `count` images, nearly all of them for training."""
     keep = np.arange(len(records.table)) < count
     records, target, labels = apply_target(records.select(keep), "melanoma_vs_rest")
-    records.table["split"] = np.where(np.arange(len(records.table)) < BATCH, "validation", "train")
-    network = create_classifier(model, target.label_names, pretrained=False, image_size=image_size)
+    records.table["split"] = np.where(np.arange(len(records.table)) < 32, "validation", "train")
+    network = create_classifier(arguments.model, target.label_names, pretrained=False, image_size=arguments.image_size)
     preprocessing = Preprocessing.from_model(network)
-    return Task(records, target, labels, decode_once(records.images, preprocessing).pixels, preprocessing)
+    pixels = on_device(decode_once(records.images, preprocessing).pixels, Accelerator().device)
+    return Task(records, target, labels, pixels, preprocessing)
 
 
 def write_jpegs(task: Task, folder: str) -> None:
@@ -145,23 +158,30 @@ def training_step(
     optimizer.zero_grad()
 
 
-def bare_steps(task: Task, model: str) -> Iterator[None]:
+def bare_steps(task: Task, arguments: argparse.Namespace) -> Iterator[None]:
     """The same batch again and again, already on the device."""
-    network = new_network(task, model).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-3)
-    size = task.preprocessing.input_size[1]
-    images = torch.randn(BATCH, 3, size, size).contiguous(memory_format=torch.channels_last)
-    labels = torch.arange(BATCH) % 2
+    device = Accelerator().device
+    network = new_network(task, arguments.model).to(device, memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-3, fused=True)
+    images, labels = (
+        fixed_batch(task, arguments.batch_size, device),
+        torch.arange(arguments.batch_size, device=device) % 2,
+    )
     while True:
         training_step(network, optimizer, images, labels, resolve_precision("auto") == "bf16")
         yield
 
 
-def our_steps(task: Task, model: str, folder: str) -> Iterator[None]:
+def fixed_batch(task: Task, batch_size: int, device: torch.device) -> torch.Tensor:
+    size = task.preprocessing.input_size[1]
+    return torch.randn(batch_size, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
+
+
+def our_steps(task: Task, arguments: argparse.Namespace, folder: str) -> Iterator[None]:
     """train_classifier.py's own loop: cache, augmentation, EMA, logging and all."""
-    options = TrainingArguments(train_batch_size=BATCH, num_train_epochs=1000)
+    options = TrainingArguments(train_batch_size=arguments.batch_size, num_train_epochs=1000)
     accelerator = Accelerator(mixed_precision=resolve_precision("auto"))
-    network = new_network(task, model)
+    network = new_network(task, arguments.model)
     learner = ClassifierLearner(accelerator, network, task, task.rows("train"), options)
     run = Training(accelerator, Path(folder), learner, options)
     while True:
@@ -170,19 +190,19 @@ def our_steps(task: Task, model: str, folder: str) -> Iterator[None]:
         run.progress.finish_epoch()
 
 
-def timm_steps(task: Task, model: str, folder: str) -> Iterator[None]:
+def timm_steps(task: Task, arguments: argparse.Namespace, folder: str) -> Iterator[None]:
     """timm's dataset, loader and augmentation at two workers, bf16 and channels_last."""
     loader = timm.data.create_loader(
         timm.data.create_dataset("", root=f"{folder}/images"),
         input_size=task.preprocessing.input_size,
-        batch_size=BATCH,
+        batch_size=arguments.batch_size,
         is_training=True,
         num_workers=2,
         use_prefetcher=False,
         color_jitter=0.2,
         device=torch.device("cpu"),
     )
-    network = new_network(task, model).to(memory_format=torch.channels_last)
+    network = new_network(task, arguments.model).to(memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-3)
     while True:
         for images, labels in loader:
@@ -191,7 +211,7 @@ def timm_steps(task: Task, model: str, folder: str) -> Iterator[None]:
             yield
 
 
-def lightning_steps(task: Task, model: str, folder: str) -> Iterator[None]:
+def lightning_steps(task: Task, arguments: argparse.Namespace, folder: str) -> Iterator[None]:
     """The original study's stack, in fp32: each step of a Lightning fit is one `next`."""
     import queue
     import threading
@@ -215,13 +235,13 @@ def lightning_steps(task: Task, model: str, folder: str) -> Iterator[None]:
     dataset = torchvision.datasets.ImageFolder(
         f"{folder}/images", transform=lambda image: transform(image=np.asarray(image))["image"]
     )
-    loader = torch.utils.data.DataLoader(dataset, BATCH, shuffle=True, num_workers=2, drop_last=True)
+    loader = torch.utils.data.DataLoader(dataset, arguments.batch_size, shuffle=True, num_workers=2, drop_last=True)
     done, go = queue.Queue(), queue.Queue()
 
     class Module(lightning.LightningModule):
         def __init__(self):
             super().__init__()
-            self.network = new_network(task, model)
+            self.network = new_network(task, arguments.model)
 
         def training_step(self, batch, _):
             return F.cross_entropy(self.network(batch[0]), batch[1])
@@ -255,39 +275,38 @@ def lightning_steps(task: Task, model: str, folder: str) -> Iterator[None]:
         thread.join()
 
 
-def inference_rates(task: Task, model: str) -> dict[str, float]:
+def inference_rates(task: Task, arguments: argparse.Namespace) -> dict[str, float]:
     """Images/s of scoring all images, and of the bare forward on a fixed batch, both in fp32 as in the report."""
     accelerator = Accelerator()
-    network = new_network(task, model).eval().to(memory_format=torch.channels_last)
+    network = new_network(task, arguments.model).eval().to(accelerator.device, memory_format=torch.channels_last)
     rows = np.arange(len(task.pixels))
     batch = 64
-    size = task.preprocessing.input_size[1]
-    images = torch.randn(batch, 3, size, size).contiguous(memory_format=torch.channels_last)
+    images = fixed_batch(task, batch, accelerator.device)
     count = len(rows) // batch
     with torch.inference_mode():
         network(images)
-        start = time.perf_counter()
+        start = now()
         for _ in range(count):
             network(images)
-        bare = count * batch / (time.perf_counter() - start)
-    start = time.perf_counter()
+        bare = count * batch / (now() - start)
+    start = now()
     predict_logits(accelerator, network, task.pixels, rows[: count * batch], task.preprocessing, batch, "scoring")
-    return {"bare forward": bare, "ours, inference": count * batch / (time.perf_counter() - start)}
+    return {"bare forward": bare, "ours, inference": count * batch / (now() - start)}
 
 
 def growth(records: Records, count: int, arguments: argparse.Namespace) -> dict:
     """Seconds to decode `count` images once and to train an epoch on them, and the memory after each epoch."""
-    start = time.perf_counter()
-    task = make_task(records, count, arguments.model, arguments.image_size)
-    decoded = time.perf_counter()
+    start = now()
+    task = make_task(records, count, arguments)
+    decoded = now()
     seconds, resident = [], []
     with tempfile.TemporaryDirectory() as folder:
-        steps = our_steps(task, arguments.model, folder)
+        steps = our_steps(task, arguments, folder)
         for epoch in range(EPOCHS):
-            begun = time.perf_counter()
-            for _ in tqdm(range(count // BATCH), desc=f"{count} images, epoch {epoch}"):
+            begun = now()
+            for _ in tqdm(range(count // arguments.batch_size), desc=f"{count} images, epoch {epoch}"):
                 next(steps)
-            seconds.append(time.perf_counter() - begun)
+            seconds.append(now() - begun)
             resident.append(psutil.Process().memory_info().rss)
     return {
         "images": count,
