@@ -24,7 +24,7 @@ import timm
 import timm.data
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from tqdm.auto import tqdm
 
 from melanoma_fair_xai.base.errors import run_command
@@ -129,7 +129,7 @@ def make_task(records: Records, count: int, arguments: argparse.Namespace) -> Ta
     records.table["split"] = np.where(np.arange(len(records.table)) < 32, "validation", "train")
     network = create_classifier(arguments.model, target.label_names, pretrained=False, image_size=arguments.image_size)
     preprocessing = Preprocessing.from_model(network)
-    pixels = on_device(decode_once(records.images, preprocessing).pixels, Accelerator().device)
+    pixels = on_device(decode_once(records.images, preprocessing).pixels, PartialState().device)
     return Task(records, target, labels, pixels, preprocessing)
 
 
@@ -160,7 +160,7 @@ def training_step(
 
 def bare_steps(task: Task, arguments: argparse.Namespace) -> Iterator[None]:
     """The same batch again and again, already on the device."""
-    device = Accelerator().device
+    device = PartialState().device
     network = new_network(task, arguments.model).to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-3, fused=True)
     images, labels = (
