@@ -20,6 +20,7 @@ import pandas as pd
 import tqdm.auto
 
 from melanoma_fair_xai.base.errors import READ_ERRORS, UserError, read_problem
+from melanoma_fair_xai.base.files import read_file, read_limited
 from melanoma_fair_xai.base.images import IMAGE_SUFFIXES, image_content_problem
 from melanoma_fair_xai.base.processes import map_in_order
 
@@ -70,7 +71,7 @@ def index_files(folder: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict
             found[stem].append(reference)
 
     for path in _walk(folder):
-        if path.lower().endswith(".zip") and not os.path.basename(path).startswith("._"):
+        if path.lower().endswith(".zip") and os.path.isfile(path) and not os.path.basename(path).startswith("._"):
             for member in list_zip(path):
                 add(member, f"{path}::{member}")
         else:
@@ -79,8 +80,14 @@ def index_files(folder: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict
 
 
 def _walk(folder: str) -> Iterator[str]:
-    """Every file below a folder, linked folders too, in a fixed order."""
+    """Every file below a folder, linked folders too but each folder once, in a fixed order."""
+    seen = set()
     for root, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(root)
+        if real in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(real)
         folders.sort()
         for name in sorted(names):
             yield os.path.join(root, name)
@@ -100,13 +107,14 @@ def list_zip(path: str) -> list[str]:
 
 
 def read_bytes(reference: str) -> bytes:
-    """The content of a file or zip entry. Raises one of READ_ERRORS if it cannot be read."""
+    """The content of a file or zip entry. Raises one of READ_ERRORS if it cannot be read, or is none or too large."""
     path, _, member = reference.partition("::")
     if not member:
-        with open(path, "rb") as file:
-            return file.read()
+        return read_file(path)
+    archive = _open_zip(path, os.stat(path).st_mtime_ns, os.getpid())
     try:
-        return _open_zip(path, os.stat(path).st_mtime_ns, os.getpid()).read(member)
+        with archive.open(member) as entry:
+            return read_limited(entry, archive.getinfo(member).file_size, reference)
     except KeyError:
         raise FileNotFoundError(errno.ENOENT, "no such entry", reference) from None
 

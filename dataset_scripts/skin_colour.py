@@ -4,10 +4,10 @@ ITA stands here, with the builders, because the prepared data carry it as a colu
 light and white balance included, and never a Fitzpatrick type, which is how a person's skin answers the sun.
 """
 
-import io
-
 import numpy as np
 import PIL.Image
+
+from melanoma_fair_xai.base.images import open_image
 
 # sRGB (IEC 61966-2-1) to XYZ, and the D65 white point of the 2-degree observer, to which CIELAB (CIE 15:2004) refers.
 _XYZ_FROM_RGB = np.array(
@@ -65,11 +65,11 @@ def measure_ita(image: bytes, mask: bytes | None) -> float | None:
 
 def skin_pixels(image: bytes, mask: bytes) -> np.ndarray | None:
     """CIELAB (n, 3) of the pixels outside the lesion and its rim, of a reduced image; None if they are too few."""
-    photograph = PIL.Image.open(io.BytesIO(image))
+    photograph = open_image(image)
     photograph.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded at an eighth, a quarter or a half of its size
     photograph = photograph.convert("RGB")
     photograph = photograph.reduce(max(1, min(photograph.size) // SIDE))
-    lesion = PIL.Image.open(io.BytesIO(mask)).convert("L").resize(photograph.size, PIL.Image.Resampling.BOX)
+    lesion = open_image(mask).convert("L").resize(photograph.size, PIL.Image.Resampling.BOX)
     margin = max(1, round(MASK_MARGIN * min(lesion.size)))
     near = np.pad(np.asarray(lesion) > 0, margin)
     for axis in (0, 1):

@@ -2,18 +2,16 @@
 
 import functools
 import hashlib
-import io
 import os
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-import PIL.Image
 
 from melanoma_fair_xai.base.errors import READ_ERRORS, read_problem
 from melanoma_fair_xai.base.files import atomic_path
-from melanoma_fair_xai.base.images import image_content_problem
+from melanoma_fair_xai.base.images import image_content_problem, open_image
 
 from ..downloads import fetch_all
 from ..duplicates import perceptual_hash
@@ -59,7 +57,7 @@ def inspect_image(found: tuple[str, Sequence[str]], allow_modified: bool, hashed
             problem = content_problem(image_id, content, allow_modified)
         if not problem:
             modified = hashlib.md5(content).hexdigest() != image_id
-            hash = perceptual_hash(PIL.Image.open(io.BytesIO(content))) if hashed else None
+            hash = perceptual_hash(open_image(content)) if hashed else None
             return ImageFile(image_id, reference, "", modified, hash)
         first = first if first.file else ImageFile(image_id, reference, problem)
     return first

@@ -1,15 +1,14 @@
 """The builder of HAM10000, from a folder of raw files."""
 
-import io
 import os
 from typing import Any
 
 import datasets
 import numpy as np
 import pandas as pd
-import PIL.Image
 
 from melanoma_fair_xai.base.errors import READ_ERRORS, UserError
+from melanoma_fair_xai.base.images import open_image
 
 from ..builder import LesionBuilder, LesionConfig
 from ..downloads import download
@@ -182,7 +181,7 @@ def _file_problems(files: tuple[str | None, str | None]) -> tuple[str, str]:
     problem = image_problem(mask)
     if problem:
         return "", problem
-    mask_size, image_size = (PIL.Image.open(io.BytesIO(read_bytes(reference))).size for reference in (mask, image))
+    mask_size, image_size = (open_image(read_bytes(reference)).size for reference in (mask, image))
     return "", "" if mask_size == image_size else f"its size {mask_size} is not the image's {image_size}"
 
 

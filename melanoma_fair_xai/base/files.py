@@ -1,15 +1,18 @@
 """Files that are whole or absent, for everything that a run or a report writes."""
 
 import contextlib
+import errno
 import hashlib
 import json
 import math
 import os
 import pathlib
+import stat
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
 
 PARTIAL_PREFIX = ".partial-"
+MAX_FILE_BYTES = 256 << 20  # of a photograph or a table: more is an accident, or meant to fill the memory
 
 
 @contextlib.contextmanager
@@ -54,6 +57,28 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int):
         return value
     return str(value)
+
+
+def open_regular(path: str | os.PathLike) -> BinaryIO:
+    """A file opened for reading. OSError for a pipe or a device, which may block or never end, too."""
+    file = open(path, "rb", opener=lambda path, flags: os.open(path, flags | os.O_NONBLOCK))
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return file
+
+
+def read_file(path: str | os.PathLike) -> bytes:
+    """The content of a regular file of at most MAX_FILE_BYTES; OSError for any other."""
+    with open_regular(path) as file:
+        return read_limited(file, os.fstat(file.fileno()).st_size, path)
+
+
+def read_limited(file: BinaryIO, size: int, name: str | os.PathLike) -> bytes:
+    """The rest of an open file that says it has `size` bytes; OSError if it says or has more than MAX_FILE_BYTES."""
+    if size > MAX_FILE_BYTES or len(content := file.read(MAX_FILE_BYTES + 1)) > MAX_FILE_BYTES:
+        raise OSError(errno.EFBIG, f"larger than {MAX_FILE_BYTES >> 20} MiB", str(name))
+    return content
 
 
 def file_digest(*paths: str | os.PathLike, algorithm: str = "sha256") -> str:

@@ -1,4 +1,4 @@
-"""Which files are images, and whether they are whole."""
+"""Which files are images, how they are opened, and whether they are whole."""
 
 import io
 
@@ -7,6 +7,13 @@ import PIL.Image
 from .errors import read_problem
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+# Pillow looks at the content alone, and starts Ghostscript where that is PostScript, whatever the file is called.
+IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
+
+
+def open_image(content: bytes) -> PIL.Image.Image:
+    """The image in a file's bytes, not decoded yet. PIL.UnidentifiedImageError for what is none of IMAGE_FORMATS."""
+    return PIL.Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
 
 
 def image_content_problem(content: bytes) -> str | None:
@@ -16,10 +23,10 @@ def image_content_problem(content: bytes) -> str | None:
     if content[:512].lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
         return "a web page saved under an image's name"
     try:
-        with PIL.Image.open(io.BytesIO(content)) as image:
+        with open_image(content) as image:
             image.load()
     except PIL.UnidentifiedImageError:
-        return "not an image"
+        return f"not an image ({', '.join(IMAGE_FORMATS)})"
     except Exception as error:  # a damaged file makes decoders raise anything: OSError, SyntaxError, struct.error ...
         return f"damaged image ({read_problem(error)})"
     return None

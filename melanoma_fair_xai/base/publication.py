@@ -12,6 +12,7 @@ from typing import Any
 from huggingface_hub import RepoCard
 
 from .errors import UserError
+from .files import read_file
 from .images import IMAGE_SUFFIXES, image_content_problem
 
 CARD_NAME = "README.md"
@@ -55,7 +56,7 @@ def file_problem(path: Path) -> str | None:
     if not path.stat().st_size:
         return "zero bytes"
     if path.suffix in IMAGE_SUFFIXES:
-        return image_content_problem(path.read_bytes())
+        return image_content_problem(read_file(path))
     if path.suffix == ".json":
         try:
             json.loads(path.read_text(encoding="utf-8"))

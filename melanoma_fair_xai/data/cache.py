@@ -14,7 +14,7 @@ import torch
 import xxhash
 from tqdm.auto import tqdm
 
-from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.files import atomic_path, read_file
 from melanoma_fair_xai.base.images import image_content_problem
 from melanoma_fair_xai.data.augmentation import Augmentation
 from melanoma_fair_xai.data.images import Preprocessing, open_rgb, pixel_transform
@@ -86,7 +86,7 @@ def _write(path: Path, images: datasets.Dataset, preprocessing: Preprocessing, s
     def decode(item: dict) -> np.ndarray | str:
         try:
             # A path alone stands where the data set keeps its images in a folder.
-            content = item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
+            content = item["bytes"] if item["bytes"] is not None else read_file(item["path"])
         except OSError as error:
             return f"cannot be read ({error.strerror})"
         try:

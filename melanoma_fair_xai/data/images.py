@@ -1,7 +1,6 @@
 """From a file's bytes to the pixels that a published model's pre-processing gives, before normalisation."""
 
 import dataclasses
-import io
 import math
 import os
 from collections.abc import Callable, Mapping
@@ -14,6 +13,7 @@ import timm.data
 import torch
 
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.images import open_image
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 CROP_MODES = ("center", "squash", "border")
@@ -82,7 +82,7 @@ def open_rgb(content: bytes) -> PIL.Image.Image:
 
     Turned as its EXIF tag says; 16-bit greyscale is scaled, not clipped.
     """
-    with PIL.Image.open(io.BytesIO(content)) as image:
+    with open_image(content) as image:
         image.load()
     image = PIL.ImageOps.exif_transpose(image)
     if image.mode.startswith("I"):

@@ -2,12 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import datasets
 import numpy as np
 
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import read_file
 from melanoma_fair_xai.data.images import Preprocessing, open_rgb, pixel_transform
 
 
@@ -26,7 +26,7 @@ def decode_masks(
         if item is None:
             continue
         try:
-            content = item["bytes"] if item["bytes"] is not None else Path(item["path"]).read_bytes()
+            content = item["bytes"] if item["bytes"] is not None else read_file(item["path"])
             decoded[place] = transform(open_rgb(content))[0].numpy()
         except Exception as error:  # whatever a decoder raises on a damaged file
             raise UserError(f"{column} of row {rows[place]} ({item['path']}): cannot be read ({error})") from None

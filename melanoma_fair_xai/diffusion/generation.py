@@ -1,7 +1,6 @@
 """What generate.py is made of: conditions to ask for, a seed per image, and images that say how they were made."""
 
 import hashlib
-import io
 import itertools
 import json
 import warnings
@@ -21,9 +20,9 @@ from diffusers.utils import HF_MODULES_CACHE
 from dataset_scripts.raw_files import read_table
 from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.errors import READ_ERRORS, UserError, read_problem
-from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.files import atomic_path, read_file
 from melanoma_fair_xai.base.hub_client import local_folder
-from melanoma_fair_xai.base.images import image_content_problem
+from melanoma_fair_xai.base.images import image_content_problem, open_image
 from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.diffusion.data import condition_column
@@ -172,10 +171,10 @@ def write_image(image: PIL.Image.Image, path: Path, record: Mapping[str, Any]) -
 def read_record(path: Path) -> dict[str, Any] | None:
     """The record in an image that `write_image` wrote; None if it is not there, torn, or none of ours."""
     try:
-        content = path.read_bytes()
+        content = read_file(path)
         if image_content_problem(content):
             return None
-        with PIL.Image.open(io.BytesIO(content)) as image:
+        with open_image(content) as image:
             image.load()
             text = image.info.get(RECORD_KEY) or image.info.get("comment")
         return dict(json.loads(text))

@@ -6,13 +6,13 @@ from pathlib import Path
 import accelerate
 import numpy as np
 import pandas as pd
-import PIL.Image
 import torch
 from accelerate.utils import gather_object, send_to_device
 from matplotlib.figure import Figure
 
 from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.images import open_image
 from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.diffusion.data import Conditions, scale
 from melanoma_fair_xai.diffusion.pipeline_lesion import LesionPipeline
@@ -136,6 +136,6 @@ def draw_sheet(images: np.ndarray, rows: list[str], columns: list[str], path: Pa
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         figure.savefig(partial, dpi=110, metadata={"Software": None})
-        with PIL.Image.open(partial) as drawn:
+        with open_image(partial.read_bytes()) as drawn:
             smaller = drawn.convert("RGB")  # without the empty alpha channel
         smaller.save(partial, optimize=True)

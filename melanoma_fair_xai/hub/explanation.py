@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import PIL.Image
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.base.files import atomic_path, write_json
+from melanoma_fair_xai.base.files import atomic_path, read_file, write_json
+from melanoma_fair_xai.base.images import open_image
 from melanoma_fair_xai.base.tables import markdown_table
 from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME
 from melanoma_fair_xai.explain.findings import comparison_cells, trap_sentences
@@ -62,7 +62,7 @@ def take_figure(figure: Path, target: Path) -> None:
         if target.suffix == ".png":
             shutil.copyfile(figure, path)
             return
-        with PIL.Image.open(figure) as image:
+        with open_image(read_file(figure)) as image:
             smaller = image.convert("RGB")
         smaller.thumbnail((GALLERY_WIDTH, 10 * GALLERY_WIDTH))
         smaller.save(path, quality=85)

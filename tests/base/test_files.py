@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from melanoma_fair_xai.base.files import atomic_path, file_digest, write_json
+from melanoma_fair_xai.base import files
+from melanoma_fair_xai.base.files import atomic_path, file_digest, read_file, write_json
 
 
 def test_atomic_path_keeps_the_old_file_when_writing_fails(tmp_path):
@@ -67,3 +68,23 @@ def test_a_digest_is_of_the_whole_file(tmp_path):
     assert file_digest(tmp_path / "x", algorithm="md5") == hashlib.md5(b"ab" * (1 << 20)).hexdigest()
     (tmp_path / "y").write_bytes(b"c")
     assert file_digest(tmp_path / "x", tmp_path / "y") == hashlib.sha256(b"ab" * (1 << 20) + b"c").hexdigest()
+
+
+def test_only_regular_files_that_memory_holds_are_read(tmp_path, monkeypatch):
+    (tmp_path / "photograph.jpg").write_bytes(b"12345678")
+    (tmp_path / "link.jpg").symlink_to(tmp_path / "photograph.jpg")
+    assert read_file(tmp_path / "link.jpg") == b"12345678"
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "zeros.jpg").symlink_to("/dev/zero")
+    for name in ("pipe.jpg", "zeros.jpg"):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_file(tmp_path / name)
+    with open(tmp_path / "sparse.jpg", "wb") as file:
+        file.truncate(3 << 30)
+    with pytest.raises(OSError, match="larger than 256 MiB"):
+        read_file(tmp_path / "sparse.jpg")
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 7)
+    # A file of /proc says that it has no bytes.
+    for path in (tmp_path / "photograph.jpg", "/proc/self/status"):
+        with pytest.raises(OSError, match="larger than"):
+            read_file(path)

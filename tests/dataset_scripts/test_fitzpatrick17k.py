@@ -165,7 +165,7 @@ def test_of_two_files_of_an_image_the_good_one_counts(raw):
     prepared, builder = prepare(raw)
     assert name in column(prepared, "image_id") and skipped(builder) == {}
     raw.path(name).write_bytes(b"")
-    assert skipped(prepare(raw)[1]) == {name: "not an image"}, "of two bad ones, the first is listed"
+    assert skipped(prepare(raw)[1])[name].startswith("not an image"), "of two bad ones, the first is listed"
 
 
 def test_changed_data_are_not_served_from_a_stale_cache(raw):

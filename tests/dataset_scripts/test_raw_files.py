@@ -7,6 +7,7 @@ import PIL.Image
 import pytest
 
 from dataset_scripts import raw_files
+from melanoma_fair_xai.base import files
 from melanoma_fair_xai.base.errors import UserError
 
 
@@ -105,6 +106,32 @@ def test_a_zip_entry_that_climbs_out_is_refused(tmp_path, member):
         archive.writestr(member, jpeg())
     with pytest.raises(UserError, match="climbs out"):
         raw_files.index_files(str(tmp_path))
+
+
+def test_links_that_lead_back_are_followed_once_and_pipes_are_not_waited_for(tmp_path):
+    (tmp_path / "b").mkdir()
+    for name in ("back", "again"):
+        (tmp_path / "b" / name).symlink_to(tmp_path)
+    (tmp_path / "b" / "x.jpg").write_bytes(jpeg())
+    os.mkfifo(tmp_path / "b" / "pipe.zip")
+    os.mkfifo(tmp_path / "b" / "y.jpg")
+    assert raw_files.index_files(str(tmp_path)) == {name: [f"{tmp_path}/b/{name}.jpg"] for name in "xy"}
+    assert raw_files.image_problem(f"{tmp_path}/b/y.jpg") == "cannot be read (not a regular file)"
+    raw_files.content_hash(str(tmp_path))
+
+
+def test_a_zip_entry_that_fills_the_memory_is_not_unpacked(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("x.jpg", bytes(1000))
+    assert raw_files.read_bytes(f"{path}::x.jpg") == bytes(1000)
+    content = path.read_bytes()
+    directory = content.index(b"PK\x01\x02")
+    declared = content[: directory + 24] + (3 << 30).to_bytes(4, "little") + content[directory + 28 :]
+    (tmp_path / "declared.zip").write_bytes(declared)
+    assert "larger than 256 MiB" in raw_files.image_problem(f"{tmp_path}/declared.zip::x.jpg")
+    monkeypatch.setattr(files, "MAX_FILE_BYTES", 999)
+    assert "cannot be read (larger than" in raw_files.image_problem(f"{path}::x.jpg")
 
 
 def test_read_bytes_notices_a_zip_that_was_replaced(tmp_path):
