@@ -51,6 +51,7 @@ ConditionArguments = make_dataclass(
 class GenerateArguments(ConditionArguments):
     model_name_or_path: str = flag("runs/diffusion", "Folder or Hub id of a generator.", free=True)
     revision: str | None = flag(None, "Revision of the model on the Hub.", free=True)
+    trust_remote_code: bool = flag(False, "Run the Python files that came with the model.")
     output_dir: str = flag("synthetic", "Folder of the images and metadata.csv.", free=True)
     num_images: int | None = flag(None, "Default: one, one of each, or one per table row.", low=1)
     grid: bool = flag(False, "Every combination of the values instead of a random mix.")
@@ -81,7 +82,7 @@ def main() -> None:
 
     with explained_errors("--batch_size"):
         accelerator = create_accelerator()
-        pipeline = load_pipeline(arguments.model_name_or_path, arguments.revision)
+        pipeline = load_pipeline(arguments.model_name_or_path, arguments.revision, arguments.trust_remote_code)
         records = load_data(accelerator, arguments, pipeline.conditioner.names)
         conditions = plan(arguments, pipeline, records)
         notes = check_conditions(pipeline.conditioner, conditions, arguments.conditions or "conditions")

@@ -35,6 +35,7 @@ from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.images import pixel_transform
 from melanoma_fair_xai.data.loading import load_records
 from melanoma_fair_xai.diffusion.data import centre_square
+from melanoma_fair_xai.diffusion.generation import load_pipeline
 
 BATCH = 64
 TYPES = [name for name in SKIN_TYPES if name != UNKNOWN]
@@ -55,7 +56,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="write the figures to this JSON file")
     arguments = parser.parse_args()
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(arguments.model, trust_remote_code=True)
+    pipeline = load_pipeline(arguments.model)
     pipeline.set_progress_bar_config(disable=True)
     classifier, info = load_classifier(arguments.classifier)
     sampler = Sampler(pipeline, arguments.seed, arguments.num_inference_steps)

@@ -22,6 +22,7 @@ from benchmarks.throughput import machine
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.classifier.export import ClassifierInfo, load_classifier
 from melanoma_fair_xai.data.images import normalise
+from melanoma_fair_xai.diffusion.generation import load_pipeline
 from melanoma_fair_xai.diffusion.sample_metrics import squared_mmd
 
 SUBSETS = 50
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", help="write the figures to this JSON file")
     arguments = parser.parse_args()
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(arguments.model, trust_remote_code=True)
+    pipeline = load_pipeline(arguments.model)
     pipeline.set_progress_bar_config(desc="steps", leave=False)
     classifier, info = load_classifier(arguments.classifier)
     _, pixels = held_out_drawings(arguments.dataset_name, pipeline.unet.config.sample_size)

@@ -27,30 +27,62 @@ from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.diffusion.data import condition_column
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner, is_unknown
+from melanoma_fair_xai.diffusion.pipeline_lesion import LesionPipeline
 
 RECORD_KEY = "lesion"  # of the text in a PNG; in a JPEG it is the comment
 METADATA_NAME = "metadata.csv"
 SETTINGS_NAME = "generate_args.json"
+# Of model_index.json, where the pipeline is one of ours.
+PARTS = {
+    "_class_name": ["pipeline_lesion", "LesionPipeline"],
+    "unet": ["diffusers", "UNet2DModel"],
+    "conditioner": ["lesion_conditioner", "LesionConditioner"],
+}
 
 
-def load_pipeline(name_or_path: str, revision: str | None = None) -> diffusers.DiffusionPipeline:
-    """A published generator from a folder or Hub id. UserError if there is none."""
+def load_pipeline(
+    name_or_path: str, revision: str | None = None, trust_remote_code: bool = False
+) -> diffusers.DiffusionPipeline:
+    """A generator from a folder or Hub id, made of this package's own classes. UserError if there is none.
+
+    The Python files that came with it run only with `trust_remote_code`, which any other pipeline needs.
+    """
     # Not by its id: diffusers does not load one from the cache where the Hub cannot be reached.
-    folder = local_folder(name_or_path, ["*.json", "*.py", "*.safetensors"], revision)
-    Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
+    files = ["*.json", "*.safetensors", *(["*.py"] if trust_remote_code else [])]
+    folder = local_folder(name_or_path, files, revision)
     try:
-        # Each load copies the pipeline's code to the same place, where another process may be reading it.
-        with filelock.FileLock(Path(HF_MODULES_CACHE, "lesion_pipeline.lock")):
-            pipeline = diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-    except (OSError, ValueError, RuntimeError, AttributeError, ImportError) as error:
-        reason = read_problem(error)
+        pipeline = (_foreign_pipeline if trust_remote_code else _own_pipeline)(folder)
+    except (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError, TypeError) as error:
         raise UserError(
-            f"--model_name_or_path {name_or_path}: no generator that can be loaded ({reason}); give the folder or Hub "
-            "id of what train_diffusion.py exported"
+            f"--model_name_or_path {name_or_path}: no generator that can be loaded ({read_problem(error)}); give the "
+            "folder or Hub id of what train_diffusion.py exported"
         ) from None
     if not hasattr(pipeline, "conditioner"):
         raise UserError(f"--model_name_or_path {name_or_path}: a {type(pipeline).__name__}, not a LesionPipeline")
     return pipeline
+
+
+def _own_pipeline(folder: Path) -> LesionPipeline:
+    index = json.loads((folder / LesionPipeline.config_name).read_text(encoding="utf-8"))
+    for part, expected in PARTS.items():
+        if index.get(part) != expected:
+            raise UserError(
+                f"{folder}: its {part.strip('_')} is {index.get(part)}, not {expected}, so its own code is needed; "
+                "--trust_remote_code runs that, if you trust it"
+            )
+    return LesionPipeline(
+        # use_safetensors, or a pickle would do
+        diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet", use_safetensors=True),
+        LesionConditioner.from_pretrained(folder, subfolder="conditioner", use_safetensors=True),
+        diffusers.DPMSolverMultistepScheduler.from_pretrained(folder, subfolder="scheduler"),
+    )
+
+
+def _foreign_pipeline(folder: Path) -> diffusers.DiffusionPipeline:
+    Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
+    # Each load copies the pipeline's code to the same place, where another process may be reading it.
+    with filelock.FileLock(Path(HF_MODULES_CACHE, "lesion_pipeline.lock")):
+        return diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, use_safetensors=True)
 
 
 def weights_hash(pipeline: diffusers.DiffusionPipeline) -> str:

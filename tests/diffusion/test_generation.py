@@ -1,5 +1,7 @@
 """What is asked of a generator, row by row: mixes, grids and draws, and what is refused or warned of before."""
 
+import json
+
 import diffusers
 import numpy as np
 import pandas as pd
@@ -20,6 +22,7 @@ from melanoma_fair_xai.diffusion.generation import (
     read_conditions,
     weights_hash,
 )
+from melanoma_fair_xai.diffusion.pipeline_lesion import LesionPipeline
 
 
 def test_a_mix_draws_every_value_evenly_and_independently():
@@ -100,8 +103,10 @@ def test_an_image_of_a_batch_that_is_filled_up_is_that_of_its_row_and_seed(pipel
 def test_only_a_lesion_pipeline_is_taken_for_a_generator(pipeline, tmp_path):
     other = diffusers.DDPMPipeline(pipeline.unet, diffusers.DDPMScheduler())
     other.save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match="other: a DDPMPipeline, not a LesionPipeline"):
+    with pytest.raises(UserError, match="other: its class_name is DDPMPipeline.*--trust_remote_code"):
         load_pipeline(str(tmp_path / "other"))
+    with pytest.raises(UserError, match="other: a DDPMPipeline, not a LesionPipeline"):
+        load_pipeline(str(tmp_path / "other"), trust_remote_code=True)
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="empty: no generator that can be loaded"):
         load_pipeline(str(tmp_path / "empty"))
@@ -118,3 +123,32 @@ def test_only_a_lesion_pipeline_is_taken_for_a_generator(pipeline, tmp_path):
         with torch.no_grad():
             parameter.copy_(kept)
     assert weights_hash(loaded) == weights_hash(pipeline)
+
+
+@pytest.mark.parametrize("file", ["pipeline_lesion.py", "conditioner/lesion_conditioner.py"])
+def test_code_that_came_with_a_model_runs_only_where_it_is_trusted(pipeline, tmp_path, monkeypatch, file):
+    monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    export_pipeline(pipeline, tmp_path)
+    with open(tmp_path / file, "a") as source:
+        source.write(f"\nopen({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    assert type(load_pipeline(str(tmp_path))) is LesionPipeline
+    assert not (tmp_path / "ran").exists()
+    loaded = load_pipeline(str(tmp_path), trust_remote_code=True)
+    assert type(loaded) is not LesionPipeline and (tmp_path / "ran").exists()
+
+
+def test_a_changed_pipeline_is_not_taken_for_ours_and_a_pickle_is_not_read(pipeline, tmp_path):
+    export_pipeline(pipeline, tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    for part in ("_class_name", "unet", "conditioner"):
+        changed = {**index, part: ["their_own", "Network"]}
+        (tmp_path / "model_index.json").write_text(json.dumps(changed))
+        with pytest.raises(UserError, match=f"its {part.strip('_')} is .*Network.*--trust_remote_code runs that"):
+            load_pipeline(str(tmp_path))
+    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    weights = tmp_path / "conditioner" / "diffusion_pytorch_model.safetensors"
+    torch.save(pipeline.conditioner.state_dict(), weights.with_suffix(".bin"))
+    weights.unlink()
+    for trusted in (False, True):
+        with pytest.raises(UserError, match="no generator that can be loaded"):
+            load_pipeline(str(tmp_path), trust_remote_code=trusted)
