@@ -1,7 +1,8 @@
 """The one record of every data set: its columns, the names of its categories, and what a cell of a table may say."""
 
 import collections
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from melanoma_fair_xai.base.errors import UserError
@@ -13,6 +14,12 @@ MELANOMA_NAMES = ["benign", "melanoma"]
 SKIN_TYPES = ["I", "II", "III", "IV", "V", "VI", "unknown"]
 SEXES = ["female", "male", "unknown"]
 UNKNOWN = "unknown"
+
+# What tables write where they say nothing, in lower case.
+MISSING = {"", "nan", "na", "n/a", "<na>", "nat", "none", "null", "none_selected", "none_identified", UNKNOWN}
+SKIN_TYPE_COLUMNS = ("fitzpatrick", "fitzpatrick_scale", "fitzpatrick_skin_type", "fitspatrick", "fst")
+MELANOMA_WORDS = {"mel", "melanoma", "melanomas"}
+NEVUS_WORDS = {"nv", "nev", "nevus", "nevi", "naevus", "naevi", "mole", "moles"}
 
 SKIPPED_NAME = "skipped.csv"  # of a prepared folder and of a run: what could not be used, and why
 SKIPPED_COLUMNS = ["image_id", "file", "reason"]
@@ -43,26 +50,121 @@ def record_features(diagnoses: Sequence[str], extra: Mapping[str, Any] | None = 
     )
 
 
-def parse_age(text: str, where: str) -> float | None:
-    """Age in years from a table's cell, None where it is empty; UserError names `where` if it is no age (0 to 120)."""
-    if text.strip().lower() in ("", "nan", "na", "none", UNKNOWN):
+def is_missing(value: Any) -> bool:
+    """Whether a cell says nothing: None, NaN, blanks, or a word for unknown."""
+    return value is None or value != value or str(value).strip().lower() in MISSING
+
+
+def parse_age(value: Any, where: str) -> float | None:
+    """Age in years (0 to 120) from a cell, None where it says nothing; "80+", ">80", "80 years" and "080Y" are 80.
+
+    UserError names `where` for anything else.
+    """
+    if is_missing(value):
         return None
-    try:
-        age = float(text)
-    except ValueError:
-        age = float("nan")
+    age = _number(re.sub(r"^(>=?|≥)|(\+|\s*y(ea)?(rs?)?)*\s*$", "", str(value).strip().lower()))
     if not 0 <= age <= 120:
-        raise UserError(f"{where}: age {text!r} is not a number of years from 0 to 120; correct it or leave it empty")
+        raise UserError(
+            f"{where}: age {str(value)!r} is not a number of years from 0 to 120; correct it or leave it empty"
+        )
     return age
 
 
-def parse_sex(text: str, where: str) -> str:
-    """`female`, `male` or `unknown` from a table's cell; UserError names `where` for anything else."""
-    value = text.strip().lower()
-    value = UNKNOWN if value in ("", "nan", "na", "none") else {"f": "female", "m": "male"}.get(value, value)
-    if value not in SEXES:
-        raise UserError(f"{where}: sex {text!r} is not one of {', '.join(SEXES)}")
-    return value
+def parse_ita(value: Any, where: str) -> float | None:
+    """An angle in degrees from a cell, None where it says nothing; UserError names `where` for anything else."""
+    if is_missing(value):
+        return None
+    angle = _number(value)
+    if not -180 <= angle <= 180:
+        raise UserError(f"{where}: ita {value!r} is not an angle from -180 to 180 degrees")
+    return angle
+
+
+def parse_skin_type(value: Any, where: str) -> str:
+    """One of SKIN_TYPES from a cell: 1 to 6 in any form of a number, I to VI in any case, "type IV" or "FST4".
+
+    `unknown` for -1 and where it says nothing; UserError names `where` for anything else.
+    """
+    if is_missing(value):
+        return UNKNOWN
+    text = re.sub(r"^((fitzpatrick|skin|photo|type|fst)(\s+|[_-])?)*", "", str(value).strip().lower()).upper()
+    if text in SKIN_TYPES:
+        return text
+    if (number := _number(text)) not in (-1, 1, 2, 3, 4, 5, 6):
+        raise UserError(
+            f"{where}: skin type {str(value)!r} is none of I to VI or 1 to 6; correct it or leave it empty"
+        )
+    return UNKNOWN if number == -1 else SKIN_TYPES[int(number) - 1]
+
+
+def sex_name(value: Any) -> str:
+    """`female`, `male` or `unknown` however a cell writes it, and any other name as it stands."""
+    text = UNKNOWN if is_missing(value) else str(value).strip()
+    name = {"f": "female", "m": "male"}.get(text.lower(), text.lower())
+    return name if name in SEXES else text
+
+
+def parse_sex(value: Any, where: str) -> str:
+    """One of SEXES from a cell; UserError names `where` for anything else."""
+    sex = sex_name(value)
+    if sex not in SEXES:
+        raise UserError(f"{where}: sex {value!r} is not one of {', '.join(SEXES)}")
+    return sex
+
+
+def parse_melanoma(value: Any, where: str) -> int | None:
+    """1 for melanoma and 0 for benign from a cell of 0 and 1, true and false, or MELANOMA_NAMES.
+
+    None where it says nothing; UserError names `where` for anything else.
+    """
+    if is_missing(value):
+        return None
+    names = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "false": 0, "true": 1, **{n: i for i, n in enumerate(MELANOMA_NAMES)}}
+    text = str(value).strip().lower()
+    if text not in names:
+        raise UserError(
+            f"{where}: melanoma {value!r} is neither 0 nor 1; "
+            "correct it, or name it by --label_column_name melanoma and --positive_labels"
+        )
+    return names[text]
+
+
+# How a cell is read, of the columns that any table calls by the record's name.
+CELL_PARSERS: dict[str, Callable[[Any, str], Any]] = {
+    "age": parse_age,
+    "fitzpatrick": parse_skin_type,
+    "ita": parse_ita,
+}
+
+
+def parse_cells(column: str, values: Iterable, where: str) -> list:
+    """The cells of one of CELL_PARSERS' columns; UserError names `where` and the row, from 0."""
+    return [CELL_PARSERS[column](value, f"{where}, row {row}") for row, value in enumerate(values)]
+
+
+def _number(value: Any) -> float:
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def spelling(label: str) -> str:
+    """A label without what two ways to write it may differ in: case, blanks, hyphens and underscores."""
+    return re.sub(r"[\W_]+", "", label.casefold())
+
+
+def is_melanoma(diagnosis: str) -> bool:
+    """Whether a label's words name a melanoma, whatever a data set calls it; "non-melanoma" does not."""
+    words = re.findall(r"[^\W_]+", diagnosis.lower())
+    named = any(word in MELANOMA_WORDS or re.search("(?<!non)melanom", word) for word in words)
+    return (named or "lentigo maligna" in " ".join(words)) and not {"no", "non", "not"} & set(words)
+
+
+def is_nevus(diagnosis: str) -> bool:
+    """Whether a label's words name a nevus, whatever a data set calls it (`nv`, `NEV`, melanocytic-nevi, ...)."""
+    words = re.findall(r"[^\W_]+", diagnosis.lower())
+    return any(word in NEVUS_WORDS or word.endswith(("nevus", "naevus", "nevi", "naevi")) for word in words)
 
 
 def check_unique(ids: Sequence[str], what: str, where: str) -> None:

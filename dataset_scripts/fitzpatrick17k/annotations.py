@@ -10,7 +10,7 @@ from melanoma_fair_xai.base.errors import UserError
 
 from ..downloads import host_of
 from ..raw_files import read_table
-from ..schema import SKIN_TYPES, UNKNOWN, check_unique
+from ..schema import UNKNOWN, check_unique, parse_skin_type
 from ..sources import SOURCES
 from .configurations import ANNOTATIONS_NAME
 
@@ -39,7 +39,6 @@ stevens johnson syndrome; striae; sun damaged skin; superficial spreading melano
 tick bite; tuberous sclerosis; tungiasis; urticaria; urticaria pigmentosa; vitiligo; xanthomas;
 xeroderma pigmentosum""",
 )
-SKIN_TYPE_OF_SCALE = dict(zip(["1", "2", "3", "4", "5", "6", "-1"], SKIN_TYPES, strict=True))
 MELANOMA_LABEL = "malignant melanoma"  # of the nine-part labels; one of the 114 labels has the same name
 NINE_LABELS = [
     "benign dermal",
@@ -68,17 +67,20 @@ def read_annotations(path: str) -> pd.DataFrame:
         homepage = SOURCES["fitzpatrick17k"].homepage
         raise UserError(f"{path}: no such file\nget {ANNOTATIONS_NAME} from {homepage} and put it there")
     allowed = {
-        "fitzpatrick_scale": list(SKIN_TYPE_OF_SCALE),
         "label": DIAGNOSES,
         "nine_partition_label": NINE_LABELS,
         "three_partition_label": THREE_LABELS,
     }
-    table = read_table(path, required=["md5hash", *allowed, "qc", "url"])
+    table = read_table(path, required=["md5hash", "fitzpatrick_scale", *allowed, "qc", "url"])
     _refuse(table, ~table["md5hash"].str.fullmatch(MD5), "md5hash", "32 hexadecimal digits", path)
     check_unique(table["md5hash"], "md5hash", path)
     for column, values in allowed.items():
         text = f"one of {', '.join(values)}" if len(values) < 10 else f"one of the {len(values)} labels"
         _refuse(table, ~table[column].isin(values), column, text, path)
+    skin_types = [
+        parse_skin_type(cell, f"{path}, line {line}")
+        for cell, line in zip(table["fitzpatrick_scale"], table["line"], strict=True)
+    ]
 
     is_melanoma = table["nine_partition_label"] == MELANOMA_LABEL
     excluded = pd.Series("", index=table.index)
@@ -91,7 +93,7 @@ def read_annotations(path: str) -> pd.DataFrame:
             "image_id": table["md5hash"],
             "diagnosis": table["label"],
             "melanoma": np.where(excluded != "", "", np.where(is_melanoma, "melanoma", "benign")),
-            "fitzpatrick": table["fitzpatrick_scale"].map(SKIN_TYPE_OF_SCALE),
+            "fitzpatrick": skin_types,
             "source": table["url"].map(source_of),
             **{name: table[name] for name in ("nine_partition_label", "three_partition_label", "qc", "url")},
             "excluded": excluded,

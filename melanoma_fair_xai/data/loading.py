@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -10,7 +11,21 @@ import numpy as np
 import pandas as pd
 
 from dataset_scripts.builder import LesionBuilder
-from dataset_scripts.schema import SKIPPED_COLUMNS, SKIPPED_NAME, UNKNOWN, check_unique
+from dataset_scripts.schema import (
+    CELL_PARSERS,
+    MELANOMA_NAMES,
+    SKIN_TYPE_COLUMNS,
+    SKIPPED_COLUMNS,
+    SKIPPED_NAME,
+    UNKNOWN,
+    check_unique,
+    is_melanoma,
+    is_missing,
+    parse_cells,
+    parse_melanoma,
+    sex_name,
+    spelling,
+)
 from dataset_scripts.sources import SOURCES
 from dataset_scripts.splits import (
     MANIFEST_NAME,
@@ -141,6 +156,8 @@ def load_records(
     tables = [_read_table(part, columns, dataset_name, name) for name, part in splits.items()]
     table = pd.concat(tables, ignore_index=True)
     check_unique(table["image_id"], "image", dataset_name)
+    if columns.label:
+        table["melanoma"] = _positive(table["diagnosis"], columns, dataset_name)
     records = Records(
         name=dataset_name,
         images=datasets.concatenate_datasets([_only_image(part, columns.image) for part in splits.values()]),
@@ -148,7 +165,21 @@ def load_records(
         skipped=skipped,
         masks=_only_masks(list(splits.values())),
     )
-    return _with_splits(records, split_manifest)
+    records = records.without(_unusable_rows(records), max_skipped_share)
+    return _with_splits(records.select((records.table["split"] != UNUSABLE).to_numpy()), split_manifest)
+
+
+def _unusable_rows(records: Records) -> dict[int, str]:
+    """Why a row cannot be used, by row: nothing says whether it is a melanoma, or its image is not there."""
+    problems = {row: "no label" for row in np.flatnonzero(records.table["melanoma"] < 0).tolist()}
+    row = 0
+    for batch in records.images.with_format("arrow").iter(1000):
+        for chunk in batch["image"].chunks:
+            for inside, path in zip(chunk.field("bytes").is_valid(), chunk.field("path").to_pylist(), strict=True):
+                if not inside.as_py() and not (path and ("://" in path or os.path.isfile(path))):
+                    problems[row] = f"no such file: {path}" if path else "no image"
+                row += 1
+    return problems
 
 
 def _builder(name: str, config_name: str | None, data_dir: str | None, max_skipped_share: float) -> LesionBuilder:
@@ -209,68 +240,102 @@ def _read_table(part: datasets.Dataset, columns: ColumnNames, name: str, split: 
         table["image_id"] = [f"{split}-{row:06d}" for row in range(len(part))]
     lesion = need(columns.lesion, "--lesion_column_name") if columns.lesion else "lesion_id"
     if lesion in meta.column_names:
-        table["lesion_id"] = _names(meta, lesion)
+        table["lesion_id"] = _lesions(_names(meta, lesion), table["image_id"], f"{name}, {split}: column {lesion}")
     else:
-        print(
+        say(
             f"warning: {name} has no column lesion_id; every image counts as a lesion of its own, so two images of "
-            "one lesion may stand on both sides of a split (--lesion_column_name)",
-            file=sys.stderr,
+            "one lesion may stand on both sides of a split (--lesion_column_name)"
         )
         table["lesion_id"] = table["image_id"]
     for group in METADATA_COLUMNS:
-        if group == "age":
-            table["age"] = _ages(meta, name) if "age" in meta.column_names else np.nan
-        elif group == "ita":
-            table["ita"] = _angles(meta, name) if "ita" in meta.column_names else np.nan
+        names = SKIN_TYPE_COLUMNS if group == "fitzpatrick" else (group,)
+        source = next((column for column in names if column in meta.column_names), None)
+        if source not in (None, group):
+            say(f"{name}, {split}: skin types are those of column {source}")
+        if source is None:
+            table[group] = np.nan if group in ("age", "ita") else UNKNOWN
+        elif group in CELL_PARSERS:
+            table[group] = parse_cells(group, _cells(meta, source), f"{name}, {split}")
+        elif group == "sex":
+            table[group] = [sex_name(cell) for cell in _cells(meta, source)]
         else:
-            table[group] = _names(meta, group) if group in meta.column_names else UNKNOWN
+            table[group] = _names(meta, group)
+    table[["age", "ita"]] = table[["age", "ita"]].astype(float)
     for group in (*columns.groups, *(c for c in ("dx_type", "synthetic") if c in meta.column_names)):
         if group not in table:
             table[group] = _names(meta, need(group, "--group_by or --conditions"))
     if columns.label:
         table["diagnosis"] = _names(meta, need(columns.label, "--label_column_name"))
-        table["melanoma"] = _positive(table["diagnosis"], columns, name)
     else:
-        table["melanoma"] = np.asarray(meta[need("melanoma", "--label_column_name and --positive_labels")], dtype=int)
+        need("melanoma", "--label_column_name and --positive_labels")
+        table["melanoma"] = _melanomas(meta, f"{name}, {split}")
     table["split"] = split
     return table
 
 
-def _names(part: datasets.Dataset, column: str) -> list[str]:
-    """A column as names, `unknown` where a value is missing."""
+def say(text: str) -> None:
+    """Tell the user, once for all processes."""
+    if os.environ.get("RANK", "0") == "0":
+        print(text, file=sys.stderr)
+
+
+def _cells(part: datasets.Dataset, column: str) -> list:
+    """A column's values, the names of a category's; None where a value is missing."""
     feature = part.features[column]
     if isinstance(feature, datasets.ClassLabel):
-        return [UNKNOWN if value is None or value < 0 else feature.names[value] for value in part[column]]
-    return [UNKNOWN if value is None or str(value).strip() == "" else str(value) for value in part[column]]
+        return [None if value is None or value < 0 else feature.names[value] for value in part[column]]
+    return part[column][:]
 
 
-def _ages(part: datasets.Dataset, name: str) -> np.ndarray:
-    ages = pd.to_numeric(pd.Series(part["age"]), errors="coerce").to_numpy(dtype=float)
-    given = np.asarray([value is not None and str(value) not in ("", "nan") for value in part["age"]], dtype=bool)
-    wrong = np.flatnonzero(given & ~((ages >= 0) & (ages <= 120)))
-    if len(wrong):
-        raise UserError(
-            f"{name}: age {part['age'][int(wrong[0])]!r} in row {wrong[0]} is not a number of years from 0 to 120"
-        )
-    return ages
+def _names(part: datasets.Dataset, column: str) -> list[str]:
+    """A column as names, `unknown` where a value is missing; 1.0 is 1, as where no value of the column is missing."""
+    return [
+        UNKNOWN
+        if value is None or value != value or str(value).strip() == ""
+        else str(int(value) if isinstance(value, float) and value.is_integer() else value)
+        for value in _cells(part, column)
+    ]
 
 
-def _angles(part: datasets.Dataset, name: str) -> np.ndarray:
-    angles = pd.to_numeric(pd.Series(part["ita"], dtype=object), errors="coerce").to_numpy(dtype=float)
-    if (np.abs(angles) > 180).any():
-        row = int(np.argmax(np.abs(angles) > 180))
-        raise UserError(f"{name}: ita {part['ita'][row]!r} in row {row} is not an angle from -180 to 180 degrees")
-    return angles
+def _lesions(lesions: list[str], image_ids: Sequence[str], where: str) -> list[str]:
+    """Lesion ids, where images without one are lesions of their own."""
+    missing = [is_missing(lesion) or lesion == "-1" for lesion in lesions]
+    if any(missing):
+        say(f"warning: {where} is empty for {sum(missing):,} of {len(lesions):,} images; each is a lesion of its own")
+    return [
+        f"image-{image_id}" if lost else lesion
+        for lesion, image_id, lost in zip(lesions, image_ids, missing, strict=True)
+    ]
+
+
+def _melanomas(part: datasets.Dataset, where: str) -> list[int]:
+    """Column `melanoma` as 0 and 1, -1 where nothing is known; by its names where it is a category."""
+    feature, cells = part.features["melanoma"], _cells(part, "melanoma")
+    if isinstance(feature, datasets.ClassLabel) and any(map(is_melanoma, feature.names)):
+        cells = [None if cell is None else is_melanoma(cell) for cell in cells]
+        if sorted(feature.names) != MELANOMA_NAMES:
+            benign = [name for name in feature.names if not is_melanoma(name)]
+            say(f"{where}: of column melanoma these count as benign: {', '.join(benign)}")
+    labels = [parse_melanoma(cell, f"{where}, row {row}") for row, cell in enumerate(cells)]
+    return [-1 if label is None else label for label in labels]
 
 
 def _positive(labels: pd.Series, columns: ColumnNames, name: str) -> np.ndarray:
-    known = sorted(set(labels))
+    """1 for melanoma, 0 for benign, -1 where there is no label; says which labels are benign."""
+    known = sorted(label for label in set(labels) if not is_missing(label))
     if not columns.positive_labels:
         raise UserError(f"--positive_labels: say which of {', '.join(known[:20])} in {name} mean melanoma")
-    missing = sorted(set(columns.positive_labels) - set(known))
-    if missing:
-        raise UserError(f"--positive_labels {missing[0]}: {name} has {', '.join(known[:20])}")
-    return labels.isin(columns.positive_labels).to_numpy(dtype=int)
+    absent = sorted(set(columns.positive_labels) - set(known))
+    if absent:
+        raise UserError(f"--positive_labels {absent[0]}: {name} has {', '.join(known[:20])}")
+    benign = [label for label in known if label not in columns.positive_labels]
+    more = f" and {len(benign) - 20} more" if len(benign) > 20 else ""
+    say(f"{name}: these labels count as benign: {', '.join(benign[:20])}{more}")
+    alike = {spelling(label) for label in columns.positive_labels}
+    doubtful = [repr(label) for label in benign if spelling(label) in alike or is_melanoma(label)]
+    if doubtful:
+        say(f"warning: {', '.join(doubtful)} look like melanoma and count as benign; if wrong, give --positive_labels")
+    return np.where(labels.map(is_missing), -1, labels.isin(columns.positive_labels))
 
 
 def is_synthetic(table: pd.DataFrame) -> np.ndarray:
@@ -291,8 +356,8 @@ def load_synthetic(folder: str, real: Records) -> Records:
     if part is None or not {"synthetic", "diagnosis", "lesion_id"} <= set(part.column_names):
         raise UserError(f"{folder}: not a folder that generate.py wrote; give its --output_dir")
     # A generator may have learned melanoma or not instead of the diagnoses.
-    meaning = {"benign": 0, "melanoma": 1, UNKNOWN: -1}
-    meaning |= dict(zip(real.table["diagnosis"], real.table["melanoma"], strict=True))
+    meaning = {"benign": 0, "melanoma": 1}
+    meaning |= dict(zip(real.table["diagnosis"], real.table["melanoma"], strict=True)) | {UNKNOWN: None}
     diagnoses = _names(part, "diagnosis")
     strange = sorted(set(diagnoses) - set(meaning))
     if strange:

@@ -3,10 +3,11 @@
 import dataclasses
 
 import numpy as np
+import pandas as pd
 
-from dataset_scripts.schema import MELANOMA_NAMES
+from dataset_scripts.schema import MELANOMA_NAMES, UNKNOWN, is_nevus
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.data.loading import Records
+from melanoma_fair_xai.data.loading import Records, say
 
 HISTOLOGY = "histo"
 
@@ -18,12 +19,6 @@ class Target:
     name: str
     label_names: list[str]
     positive: list[int]
-
-
-def is_nevus(diagnosis: str) -> bool:
-    """Whether a data set's own label is a nevus (HAM10000 `nv`; Fitzpatrick17k's and others' names with the word)."""
-    name = diagnosis.lower()
-    return name == "nv" or "nevus" in name or "naevus" in name
 
 
 def apply_target(
@@ -40,24 +35,37 @@ def apply_target(
         if "dx_type" not in table:
             raise UserError(f"--confirmed_by_histology: {records.name} has no column dx_type")
         keep &= (table["dx_type"] == HISTOLOGY).to_numpy()
+    confirmed = keep.copy()
     melanoma = table["melanoma"].to_numpy(dtype=np.int64)
     if target == "melanoma_vs_nevus":
         keep &= (melanoma == 1) | table["diagnosis"].map(is_nevus).to_numpy(dtype=bool)
+        _say_left_out(table["diagnosis"][confirmed & ~keep], target)
         names, labels = ["nevus", MELANOMA_NAMES[1]], melanoma
     elif target == "melanoma_vs_rest":
         names, labels = list(MELANOMA_NAMES), melanoma
     elif target == "diagnosis":
-        names = label_names or sorted(set(table["diagnosis"]))
-        unknown = sorted(set(table["diagnosis"]) - set(names))
+        names = label_names or sorted(set(table["diagnosis"]) - {UNKNOWN})
+        keep &= ((table["diagnosis"] != UNKNOWN) | (UNKNOWN in names)).to_numpy()
+        _say_left_out(table["diagnosis"][confirmed & ~keep], target)
+        unknown = sorted(set(table["diagnosis"][keep]) - set(names))
         if unknown:
             raise UserError(f"--target diagnosis: {records.name} has {unknown[0]}, which the model does not know")
-        labels = table["diagnosis"].map({name: index for index, name in enumerate(names)}).to_numpy(dtype=np.int64)
+        index = {name: index for index, name in enumerate(names)}
+        labels = table["diagnosis"].map(index).fillna(-1).to_numpy(dtype=np.int64)
     else:
         raise ValueError(f"{target}: no such target")
     if target == "diagnosis":
-        positive = sorted(set(labels[melanoma == 1].tolist()))
+        positive = sorted(set(labels[keep & (melanoma == 1)].tolist()))
     else:
         positive = [1]
     if not keep.any():
         raise UserError(f"--target {target}: no record of {records.name} takes part in it")
     return records.select(keep), Target(target, names, positive), labels[keep]
+
+
+def _say_left_out(diagnoses: pd.Series, target: str) -> None:
+    counts = diagnoses.value_counts()
+    if len(counts):
+        names = ", ".join(f"{name} {count:,}" for name, count in counts.head(20).items())
+        more = f" and {len(counts) - 20} more" if len(counts) > 20 else ""
+        say(f"--target {target} leaves out {counts.sum():,} images: {names}{more}")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from dataset_scripts.schema import SKIN_TYPES, UNKNOWN
+from dataset_scripts.schema import SKIN_TYPES, UNKNOWN, parse_cells
 from melanoma_fair_xai.base.errors import UserError
 
 OVERALL = "all"  # the column, and its one group, of all images
@@ -53,6 +53,8 @@ def group_column(table: pd.DataFrame, name: str) -> pd.Series:
 def as_groups(values: Sequence, name: str) -> pd.Series:
     """Any column as ordered categories: skin types in their order, others sorted, `unknown` for missing and last."""
     values = pd.Series(values).reset_index(drop=True)
+    if name == "fitzpatrick":
+        values = pd.Series(parse_cells(name, values, "column fitzpatrick"), dtype=object)
     if isinstance(values.dtype, pd.CategoricalDtype) and values.cat.ordered:
         return _ordered(values, list(values.cat.categories))
     texts = values.astype(object).where(values.notna(), UNKNOWN).astype(str).replace({"": UNKNOWN, "nan": UNKNOWN})
@@ -86,16 +88,17 @@ def all_images(count: int) -> pd.Series:
 
 
 def _skin_groups(types: pd.Series) -> pd.Series:
+    types = pd.Series(parse_cells("fitzpatrick", types, "column fitzpatrick"), dtype=object)
     return _ordered(types.map(SKIN_GROUPS), list(dict.fromkeys(SKIN_GROUPS.values())))
 
 
 def _age_bands(ages: pd.Series) -> pd.Series:
-    ages = pd.to_numeric(ages, errors="coerce")
+    ages = pd.Series(parse_cells("age", ages, "column age"), dtype=float)
     return _ordered(pd.cut(ages, [-np.inf, 40, 60, np.inf], right=False, labels=AGE_BANDS), AGE_BANDS)
 
 
 def _ita_tertiles(angles: pd.Series) -> pd.Series:
-    angles = pd.to_numeric(angles, errors="coerce")
+    angles = pd.Series(parse_cells("ita", angles, "column ita"), dtype=float)
     if angles.nunique() < len(ITA_TERTILES):
         return _ordered(angles * np.nan, ITA_TERTILES)
     thirds = [-np.inf, *angles.quantile([1 / 3, 2 / 3]), np.inf]

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
+from dataset_scripts.schema import is_missing
 from melanoma_fair_xai.base.errors import UserError
 
 
@@ -100,6 +101,8 @@ def _numbers(values: Sequence, name: str) -> np.ndarray:
 
 
 def _codes(values: np.ndarray, name: str) -> np.ndarray:
+    if values.dtype.kind in "OU":
+        values = pd.Series(values, dtype=object).mask([is_missing(value) for value in values])
     codes = pd.factorize(values)[0]
     missing = np.flatnonzero(codes < 0)
     if len(missing):

@@ -5,7 +5,7 @@ import pytest
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.data.loading import Records
-from melanoma_fair_xai.data.targets import apply_target, is_nevus
+from melanoma_fair_xai.data.targets import apply_target
 
 ROWS = [
     # diagnosis, melanoma, dx_type
@@ -57,12 +57,24 @@ def test_diagnosis_names_the_classes_and_those_that_mean_melanoma(records):
         apply_target(records, "diagnosis", label_names=["nv", "mel"])
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [("nv", True), ("nevus", True), ("Congenital Nevus", True), ("halo naevus", True), ("mel", False), ("nvx", False)],
-)
-def test_nevi_by_name(name, expected):
-    assert is_nevus(name) is expected
+def test_nevi_by_any_name_take_part_and_what_is_left_out_is_said(records, capsys):
+    records.table["diagnosis"] = ["MEL", "melanocytic-nevi", "NEV", "wart", "Melanoma"]
+    kept, _, labels = apply_target(records, "melanoma_vs_nevus")
+    assert kept.images["image"][:] == [0, 1, 2, 4] and labels.tolist() == [1, 0, 0, 1]
+    assert capsys.readouterr().err == "--target melanoma_vs_nevus leaves out 1 images: wart 1\n"
+    apply_target(records, "melanoma_vs_nevus", confirmed_by_histology=True)  # the wart is none of its
+    assert not capsys.readouterr().err
+
+
+def test_an_unknown_diagnosis_is_no_class(records, capsys):
+    records.table["diagnosis"] = ["mel", "nv", "unknown", "bkl", "unknown"]
+    kept, target, labels = apply_target(records, "diagnosis")
+    assert target.label_names == ["bkl", "mel", "nv"] and target.positive == [1]
+    assert kept.images["image"][:] == [0, 1, 3] and labels.tolist() == [1, 2, 0]
+    assert "leaves out 2 images: unknown 2" in capsys.readouterr().err
+    # A model that was trained with such a class keeps it.
+    kept, target, labels = apply_target(records, "diagnosis", label_names=["bkl", "mel", "nv", "unknown"])
+    assert labels.tolist() == [1, 2, 3, 0, 3] and target.positive == [1, 3]
 
 
 def test_the_real_counts_of_the_original_study(real_data):

@@ -68,8 +68,7 @@ def test_published_configurations(published):
     [
         (0, "not-a-hash", "line 3: md5hash 'not-a-hash' is not 32 hexadecimal digits"),
         (0, "../../../../../../../etc/passwd..", "line 3: md5hash"),
-        (1, "7", r"line 3: fitzpatrick_scale '7' is not one of 1, 2.* \(1 such\)"),
-        (1, "", "line 3: fitzpatrick_scale ''"),
+        (1, "7", "line 3: skin type '7' is none of I to VI or 1 to 6"),
         (3, "halo naevus", "line 3: label 'halo naevus' is not one of the 114 labels"),
         (4, "melanoma", "line 3: nine_partition_label 'melanoma'"),
         (5, "unsure", "line 3: three_partition_label 'unsure' is not one of benign, malignant, non-neoplastic"),
@@ -80,6 +79,13 @@ def test_a_bad_cell_is_named_by_its_line(raw, position, value, message):
     raw.annotate()
     with pytest.raises(UserError, match=message):
         prepare(raw)
+
+
+def test_skin_types_that_a_spreadsheet_rewrote(raw):
+    for row, scale in zip(raw.rows, ["3.0", "-1.0", "", "VI"], strict=False):
+        row[1] = scale
+    types = read_annotations(str(raw.annotate().folder / "fitzpatrick17k.csv"))["fitzpatrick"]
+    assert types.tolist()[:5] == ["III", "unknown", "unknown", "VI", "V"]
 
 
 def test_bad_tables(raw):

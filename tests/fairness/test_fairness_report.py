@@ -90,7 +90,7 @@ def test_user_errors_name_what_is_wrong(tmp_path):
         ("score", np.nan, "score: nan in row 7"),
         ("threshold", np.nan, "threshold: nan in row 7"),
         ("label", 2, "labels are 0"),
-        ("lesion_id", None, "lesion_id: no value in row 7"),
+        *(("lesion_id", missing, "lesion_id: no value in row 7") for missing in (None, "", " ", "unknown", "nan")),
     ):
         broken = table.copy()
         broken.loc[7, column] = value

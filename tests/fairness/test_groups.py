@@ -43,3 +43,20 @@ def test_the_default_is_what_the_table_knows():
 def test_a_column_of_the_table_goes_before_one_that_would_be_derived():
     table = pd.DataFrame({"age_band": ["child", "adult"], "age": [3.0, 30.0]})
     assert group_columns(table, ["age_band"])["age_band"].tolist() == ["child", "adult"]
+
+
+def test_skin_types_and_ages_are_read_as_they_are_when_data_are_loaded():
+    table = pd.DataFrame({"fitzpatrick": [1, 2.0, "3", "iv", -1, None], "age": ["80+", 60, "unknown", "", None, "39"]})
+    groups = group_columns(table, ["fitzpatrick", "age_band"])
+    assert groups["fitzpatrick"].tolist() == ["I", "II", "III", "IV", "unknown", "unknown"]
+    assert groups["fitzpatrick_group"].tolist() == ["I-II", "I-II", "III-IV", "III-IV", "unknown", "unknown"]
+    assert groups["age_band"].tolist() == ["60 and over"] * 2 + ["unknown"] * 3 + ["under 40"]
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "group_by"),
+    [("fitzpatrick", "light", "fitzpatrick"), ("fitzpatrick", 12, "fitzpatrick_group"), ("age", "old", "age_band")],
+)
+def test_what_is_no_skin_type_or_age_is_refused(column, cell, group_by):
+    with pytest.raises(UserError, match=f"column {column}, row 1: .* '{cell}'"):
+        group_columns(pd.DataFrame({column: [1, cell]}), [group_by])
