@@ -18,6 +18,7 @@ class UserError(Exception):
 _ADVICE = {
     errno.ENOSPC: "free some space, or choose a folder on another disk",
     errno.EDQUOT: "free some space, or choose a folder on another disk",
+    errno.EFBIG: "no larger files are allowed here (ulimit -f)",
     errno.EROFS: "choose a folder that can be written to",
     errno.EACCES: "check the permissions, or choose another folder",
     errno.EPERM: "check the permissions, or choose another folder",
