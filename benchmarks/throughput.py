@@ -162,7 +162,7 @@ def bare_steps(task: Task, arguments: argparse.Namespace) -> Iterator[None]:
     """The same batch again and again, already on the device."""
     device = PartialState().device
     network = new_network(task, arguments.model).to(device, memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-3, fused=True)
+    optimizer = torch.optim.AdamW(parameter_groups(network, 0.05, 1e-3), lr=1e-3, fused=True)
     images, labels = (
         fixed_batch(task, arguments.batch_size, device),
         torch.arange(arguments.batch_size, device=device) % 2,
@@ -203,7 +203,7 @@ def timm_steps(task: Task, arguments: argparse.Namespace, folder: str) -> Iterat
         device=torch.device("cpu"),
     )
     network = new_network(task, arguments.model).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.AdamW(parameter_groups(network, 0.05), lr=1e-3)
+    optimizer = torch.optim.AdamW(parameter_groups(network, 0.05, 1e-3), lr=1e-3)
     while True:
         for images, labels in loader:
             images = images.contiguous(memory_format=torch.channels_last)

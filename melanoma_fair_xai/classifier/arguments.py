@@ -93,6 +93,12 @@ class TrainingArguments(TrainingOptions):
     mitigation_group: str = flag("fitzpatrick_group", "The column whose groups the first three of them look after.")
     min_crop_area: float = flag(0.5, "Least share of the image in a random crop.", above=0, high=1)
     color_jitter: float = flag(0.2, "Brightness, contrast and saturation change by this.", low=0, high=1)
+    rotation: float = flag(0.0, "Turns beyond the quarter turns by up to so many degrees.", low=0, high=180)
+    erasing: float = flag(0.0, "Probability that a square of the image is painted over.", low=0, high=1)
+    mixup_alpha: float = flag(0.0, "Mix images in pairs: the Beta distribution's parameter; 0 mixes none.", low=0)
+    layer_decay: float = flag(
+        1.0, "Each block below the head learns at this share of the rate above.", above=0, high=1
+    )
     ema_max_decay: float | None = with_default(TrainingOptions, "ema_max_decay", 0.998)
     threshold_rule: str = flag(
         "youden",

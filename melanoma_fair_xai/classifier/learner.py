@@ -15,7 +15,7 @@ from melanoma_fair_xai.classifier.models import (
 )
 from melanoma_fair_xai.classifier.predict import predict_logits, ranking_metrics
 from melanoma_fair_xai.classifier.task import Task
-from melanoma_fair_xai.data.augmentation import Augmentation, augment
+from melanoma_fair_xai.data.augmentation import Augmentation, augment, mix_with_previous
 from melanoma_fair_xai.data.cache import PixelDataset, take
 from melanoma_fair_xai.data.images import normalise
 from melanoma_fair_xai.engine.sampler import balanced_weights
@@ -44,7 +44,15 @@ class ClassifierLearner(Learner):
         if options.mitigation != "reweighting" and (by_group or options.class_balanced_sampling):
             self.sampling_weights = balanced_weights(cells)
         jitter = options.color_jitter
-        augmentation = Augmentation(options.min_crop_area, brightness=jitter, contrast=jitter, saturation=jitter)
+        augmentation = Augmentation(
+            options.min_crop_area,
+            brightness=jitter,
+            contrast=jitter,
+            saturation=jitter,
+            rotation=options.rotation,
+            erasing=options.erasing,
+            mixup_alpha=options.mixup_alpha,
+        )
         if options.mitigation == "ita_augmentation":
             augmentation = tone_augmentation(augmentation)
         self.dataset = PixelDataset(task.pixels, train_rows, labels, augmentation, options.seed)
@@ -64,16 +72,22 @@ class ClassifierLearner(Learner):
         restore_batch_norm_statistics(self.networks["model"], inputs)
 
     def parameter_groups(self, weight_decay: float) -> list[dict]:
-        return parameter_groups(self.networks["model"], weight_decay)
+        return parameter_groups(
+            self.networks["model"], weight_decay, self.options.learning_rate, self.options.layer_decay
+        )
 
     def loss(self, networks: dict[str, torch.nn.Module], batch: dict[str, torch.Tensor]) -> torch.Tensor:
         pixels = take(self.task.pixels, batch["rows"], self.accelerator.device) if "rows" in batch else batch["pixels"]
         images = augment(pixels, batch["parameters"])
+        # One label in `classes` places, so that labels can be mixed as images are.
+        labels = F.one_hot(batch["labels"], len(self.task.target.label_names)).float()
+        if self.options.mixup_alpha:
+            images, labels = (mix_with_previous(values, batch["parameters"]) for values in (images, labels))
         inputs = normalise(images, self.task.preprocessing).contiguous(memory_format=torch.channels_last)
         with self.accelerator.autocast():
             logits = networks["model"](inputs)
         losses = F.cross_entropy(
-            logits.float(), batch["labels"], reduction="none", label_smoothing=self.options.label_smoothing
+            logits.float(), labels, reduction="none", label_smoothing=self.options.label_smoothing
         )
         return self.group_loss(losses, batch["index"])
 

@@ -244,10 +244,19 @@ def _start_small(layer: nn.Linear | nn.Conv2d) -> None:
     layer.bias.zero_()
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: no decay of biases, norms and what the model itself exempts (tokens, positions)."""
+def parameter_groups(
+    model: nn.Module, weight_decay: float, learning_rate: float, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Groups for an optimizer: no weight decay of biases, norms and what the model itself exempts (tokens, positions).
+
+    With a `layer_decay` below 1 every block below the head learns at that share of the rate of the one above it (Clark
+    et al., "ELECTRA", ICLR 2020, section 3.1), as timm tells the blocks apart.
+    """
     exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else ()
-    return timm.optim.param_groups_weight_decay(model, weight_decay, no_weight_decay_list=exempt)
+    if layer_decay == 1:
+        return timm.optim.param_groups_weight_decay(model, weight_decay, no_weight_decay_list=exempt)
+    groups = timm.optim.param_groups_layer_decay(model, weight_decay, exempt, layer_decay=layer_decay)
+    return [{**group, "lr": learning_rate * group["lr_scale"]} for group in groups]
 
 
 def has_folded_batch_norms(model: nn.Module) -> bool:

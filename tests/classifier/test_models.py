@@ -277,12 +277,25 @@ def test_offline_fixture_is_offline():
 
 def test_parameter_groups_hold_each_parameter_once_and_decay_matrices_only():
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=2)
-    groups = parameter_groups(model, 0.05)
+    groups = parameter_groups(model, 0.05, 1e-3)
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     by_decay = {group["weight_decay"]: {names[id(p)] for p in group["params"]} for group in groups}
     assert by_decay[0.05].isdisjoint(by_decay[0.0]) and by_decay[0.05] | by_decay[0.0] == set(names.values())
     assert {"pos_embed", "cls_token", "blocks.0.norm1.weight", "head.bias"} <= by_decay[0.0]
     assert {"head.weight", "patch_embed.proj.weight", "blocks.0.attn.qkv.weight"} <= by_decay[0.05]
+
+
+def test_layer_decay_slows_each_block_by_the_same_factor():
+    model = timm.create_model("resnet18", num_classes=2)
+    groups = parameter_groups(model, 0.05, 1e-3, layer_decay=0.5)
+    rates = {id(parameter): group["lr"] for group in groups for parameter in group["params"]}
+    assert len(rates) == len(list(model.parameters()))
+    downwards = [model.fc, model.layer4[1], model.layer4[0], model.layer3[1], model.layer3[0]]
+    assert [
+        rates[id(block.weight if block is model.fc else block.conv1.weight)] for block in downwards
+    ] == pytest.approx([1e-3 * 0.5**depth for depth in range(5)])
+    bias = next(group for group in groups if any(p is model.fc.bias for p in group["params"]))
+    assert bias["weight_decay"] == 0
 
 
 def folded(name: str = "mobilenetv2_035") -> nn.Module:

@@ -12,11 +12,12 @@ from melanoma_fair_xai.data.augmentation import (
     TYPICAL_SKIN,
     Augmentation,
     augment,
+    mix_with_previous,
     tone_gain,
 )
 
 IDENTITY = {"flip": 1, "scale_x": 1, "scale_y": 1, "brightness": 1, "contrast": 1, "saturation": 1}
-IDENTITY |= {"red": 1, "green": 1, "blue": 1}
+IDENTITY |= {"red": 1, "green": 1, "blue": 1, "mix": 1}
 
 
 def parameters(**changes: float) -> torch.Tensor:
@@ -132,3 +133,44 @@ def test_tone_changes_leave_the_other_parameters_as_they_were():
     colour = [PARAMETERS.index(name) for name in ("red", "green", "blue")]
     other = [index for index in range(len(PARAMETERS)) if index not in colour]
     assert (plain[other] == toned[other]).all() and (plain[colour] != toned[colour]).all()
+
+
+def test_free_turns_stay_within_their_width_of_the_quarter_turns():
+    drawn = np.stack([Augmentation(rotation=20).draw(0, 0, index) for index in range(1000)])
+    angle = np.degrees(drawn[:, PARAMETERS.index("angle")])
+    beyond = (angle + 45) % 90 - 45
+    assert np.abs(beyond).max() <= 20 + 1e-4 and beyond.std() == pytest.approx(20 / np.sqrt(3), rel=0.1)
+
+
+def test_a_square_of_the_asked_place_and_side_is_painted_over_with_the_mean():
+    ramp = torch.arange(64).view(1, 1, 64, 1).expand(1, 64, 64, 3).to(torch.uint8)
+    result = as_image(augment(ramp, parameters(erase_x=0.5, erase_y=-0.5, erase_side=0.25)))[..., 0]
+    changed = (result - ramp[0, ..., 0]).abs() > 1e-3
+    rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (8, 23, 40, 55)  # 16 pixels around 16 and 48
+    assert changed.sum() == 16 * 16 and (result[changed] - 31.5).abs().max() < 1e-3
+
+
+def test_erasing_happens_as_often_and_as_large_as_asked():
+    drawn = np.stack([Augmentation(erasing=0.3).draw(0, 0, index) for index in range(2000)])
+    side = drawn[:, PARAMETERS.index("erase_side")]
+    assert (side > 0).mean() == pytest.approx(0.3, abs=0.04)
+    assert side[side > 0].min() ** 2 >= 0.02 - 1e-6 and side.max() ** 2 <= 0.2 + 1e-6
+
+
+def test_images_and_labels_are_mixed_in_the_same_shares():
+    drawn = torch.from_numpy(np.stack([Augmentation(mixup_alpha=0.4).draw(0, 0, index) for index in range(3)]))
+    share = drawn[:, PARAMETERS.index("mix")]
+    assert (share >= 0.5).all() and (share < 1).all()
+    images, labels = torch.tensor([1.0, 10.0, 100.0]).view(3, 1, 1, 1).expand(3, 3, 2, 2), torch.eye(3)
+    mixed = mix_with_previous(images, drawn)
+    expected = share * torch.tensor([1.0, 10.0, 100.0]) + (1 - share) * torch.tensor([100.0, 1.0, 10.0])
+    torch.testing.assert_close(mixed[:, 0, 0, 0], expected)
+    torch.testing.assert_close(mix_with_previous(labels, drawn) @ torch.tensor([1.0, 10.0, 100.0]), expected)
+
+
+def test_what_is_off_by_default_leaves_the_other_parameters_as_they_were():
+    plain = Augmentation().draw(0, 0, 5)
+    more = Augmentation(rotation=20, erasing=1, mixup_alpha=0.4).draw(0, 0, 5)
+    new = [PARAMETERS.index(name) for name in ("angle", "erase_x", "erase_y", "erase_side", "mix")]
+    assert (np.delete(plain, new) == np.delete(more, new)).all() and (plain[new] != more[new]).all()
