@@ -8,7 +8,7 @@ import numpy as np
 from scipy.special import logit
 
 from .estimates import Bootstrapped, Estimate, rate
-from .metrics import METRICS, Metric, count_lesions, estimable
+from .metrics import METRICS, Metric, effective_lesions, estimable
 from .resampling import bootstrap_weights
 from .sample import Sample
 from .weighted import WeightedMetrics
@@ -62,5 +62,5 @@ def _bootstrapped(part: Sample, metric: Metric, blocks: list[np.ndarray]) -> Est
     scale = logit(np.clip(replicates, value / 1000, 1 - (1 - value) / 1000)) if metric.bounded else replicates
     influence = (replicates - replicates.mean()) / np.sqrt(len(replicates))
     draws = np.arange(-len(replicates), 0)  # no lesion has a negative code
-    degrees = min(count_lesions(part)[label] for label in metric.classes) - 1
+    degrees = max(min(effective_lesions(part)[label] for label in metric.classes) - 1, 1)
     return Bootstrapped(value, draws, influence, float(scale.std()), degrees, metric.bounded)

@@ -22,7 +22,7 @@ from .groups import PRIMARY, all_images, group_columns, reference_group
 from .intervals import holm
 from .metrics import METRICS, titles
 from .predictions import sample_of
-from .resampling import lesion_classes, lesion_groups
+from .resampling import bootstrap_strata
 from .rows import GapChange, ModelDifference, p_text, with_interval
 from .sample import Sample
 
@@ -54,9 +54,10 @@ class Comparison:
             "added limits with the correlation that the common lesions give. p-values "
             f"are adjusted by Holm over {tested} differences: {titles(lambda m: m.tested)} of every model, in all "
             f"images{primary}.\n\n"
-            "A gap is a group's value minus the reference group's. Levelling down stands where a gap is narrower "
-            "while the group that was ahead has lost and the one behind has not gained, by point estimates; "
-            "within chance means that the interval of the loss includes zero."
+            "A gap is a group's value minus the reference group's. Levelling down stands where a gap in "
+            f"{titles(lambda m: m.tested)} is narrower while the group that was ahead has lost and the one behind has "
+            "not gained, by point estimates. It is bold where both the narrowing and the loss are clear (p < .05, "
+            f"adjusted by Holm over {sum(not math.isnan(row.p) for row in self.gaps)} changes), else within chance."
         )
         models = dict.fromkeys(row.model for row in self.differences)
         return "\n\n".join([methods, *(self._section(model) for model in models)]) + "\n"
@@ -98,6 +99,7 @@ def compare(
     reference: Mapping[str, str] | None = None,
     n_resamples: int = 2000,
     seed: int = 0,
+    case_control: bool = False,
     show_progress: bool = False,
 ) -> Comparison:
     """Compare models with the first one, overall and by group.
@@ -106,7 +108,7 @@ def compare(
         tables: predictions tables of the same images, by model; each model has its own scores and thresholds. A table
             may hold an image once in every fold (runs of several seeds, say).
         group_by: as in `group_columns`; by default whatever the first table allows.
-        reference, n_resamples, seed: as in `evaluate`.
+        reference, n_resamples, seed, case_control: as in `evaluate`.
 
     Raises:
         UserError: fewer than two tables, other images or labels than the first one's, and as `evaluate`.
@@ -120,14 +122,16 @@ def compare(
     samples = {name: sample_of(table.assign(lesion_id=lesions)) for name, table in aligned.items()}
     columns = group_columns(first, group_by)
     primary = PRIMARY if PRIMARY in columns else next(iter(columns), None)
-    differences, gaps = _compare_column(samples, all_images(len(first)), None, True, n_resamples, seed)
+    differences, gaps = _compare_column(samples, all_images(len(first)), None, True, n_resamples, seed, case_control)
     for name in tqdm(list(columns), desc="groups", unit="column", disable=not show_progress):
         base = reference_group(columns[name], samples[baseline].labels, reference, name)
-        more, changes = _compare_column(samples, columns[name], base, name == primary, n_resamples, seed)
+        more, changes = _compare_column(samples, columns[name], base, name == primary, n_resamples, seed, case_control)
         differences += more
         gaps += changes
     adjusted = holm(np.array([row.p for row in differences]))
     differences = [replace(row, p_holm=float(p)) for row, p in zip(differences, adjusted, strict=True)]
+    adjusted = holm(np.array([row.p for row in gaps]))
+    gaps = [replace(row, p_holm=float(p), loss_is_clear=bool(p < 0.05)) for row, p in zip(gaps, adjusted, strict=True)]
     return Comparison(baseline, primary, differences, gaps)
 
 
@@ -171,6 +175,7 @@ def _compare_column(
     tested: bool,
     n_resamples: int,
     seed: int,
+    case_control: bool,
 ) -> tuple[list[ModelDifference], list[GapChange]]:
     name = str(column.name)
     baseline, *others = samples
@@ -180,7 +185,7 @@ def _compare_column(
         for code, group in enumerate(column.cat.categories)
         for model, sample in samples.items()
     }
-    strata = lesion_groups(samples[baseline].lesions, codes) * 2 + lesion_classes(samples[baseline])
+    strata = bootstrap_strata(samples[baseline], codes, case_control)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])
     estimates = estimate_parts(parts, strata, n_resamples, rng)
     differences = []
@@ -236,13 +241,17 @@ def _gap_changes(
                 change = subtract(gained, reference_gained)
                 low, high = map(float, change.interval())
                 gap = (before, before + change.value, change.value, low, high)
-                flags = _levelling_down(METRICS[metric].better, before, gained, reference_gained)
-                changes.append(GapChange(name, group, reference, metric, model, *gap, *flags))
+                row = GapChange(name, group, reference, metric, model, *gap)
+                if METRICS[metric].tested:
+                    ahead = _loser(METRICS[metric].better, before, gained, reference_gained)
+                    p = max(change.p_value(), ahead.p_value()) if ahead else 1.0
+                    row = replace(row, levelling_down=ahead is not None, p=p)
+                changes.append(row)
     return changes
 
 
-def _levelling_down(better: str, before: float, gained: Difference, reference_gained: Difference) -> tuple[bool, bool]:
-    """Whether a gap, `before`, has narrowed by a loss alone, and whether the interval of that loss excludes zero.
+def _loser(better: str, before: float, gained: Difference, reference_gained: Difference) -> Difference | None:
+    """What the group that was ahead has gained, if a gap, `before`, has narrowed by its loss alone; else None.
 
     `gained` is what the model adds to the baseline's value in the group, `reference_gained` that in the reference.
     """
@@ -250,6 +259,5 @@ def _levelling_down(better: str, before: float, gained: Difference, reference_ga
     ahead, behind = (gained, reference_gained) if sign * before > 0 else (reference_gained, gained)
     # Where both have lost as much, rounding must not make it narrower.
     narrower = abs(before) - abs(before + gained.value - reference_gained.value) > 1e-12
-    down = narrower and sign * behind.value <= 0  # the gap cannot have narrowed then unless the one ahead has lost
-    low, high = ahead.interval()
-    return bool(down), bool(down and (high < 0 if better == "higher" else low > 0))
+    # Where the one behind has not gained, the gap cannot have narrowed unless the one ahead has lost.
+    return ahead if narrower and sign * behind.value <= 0 else None

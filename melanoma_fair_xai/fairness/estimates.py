@@ -5,13 +5,15 @@ and sums of products over common lesions are the covariances of two estimates, o
 two models on the same lesions.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
+from scipy import sparse
 from scipy.special import expit, logit, ndtri, stdtrit
 
-from .intervals import clopper_pearson, p_value, perfect_area, square_and_add, wilson
+from .intervals import Bounds, binormal_variance, clopper_pearson, p_value, score_limits, square_and_add, wilson
 from .sample import Sample
 
 
@@ -27,6 +29,11 @@ class Estimate:
     def variance(self) -> float:
         return float(self.influence @ self.influence)
 
+    @property
+    def standard_error(self) -> float:
+        """What tests take; subclasses do not let it fall below that of as many independent images."""
+        return float(np.sqrt(self.variance))
+
     def interval(self, alpha: np.ndarray | float = 0.05) -> tuple[np.ndarray, np.ndarray]:
         """The limits that are reported."""
         return self.bounds(alpha)
@@ -38,39 +45,80 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Rate(Estimate):
-    """A share of decisions; `effective_n` is the number of independent ones that would be as precise."""
+    """A share of decisions on `images`; `effective_n` independent ones would be as precise.
 
+    `clusters` is Kish's effective number of lesions.
+    """
+
+    images: int
     effective_n: float
+    clusters: float
+
+    @property
+    def degrees(self) -> float:
+        return max(self.clusters - 1, 1)
+
+    @property
+    def standard_error(self) -> float:
+        return float(np.sqrt(self.value * (1 - self.value) / self.effective_n))
 
     def interval(self, alpha: np.ndarray | float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-        return clopper_pearson(self.value, self.effective_n, alpha)
+        return self._limits(clopper_pearson, stdtrit(max(self.images - 1, 1), np.asarray(alpha) / 2), alpha)
 
     def bounds(self, alpha: np.ndarray | float = 0.05) -> tuple[np.ndarray, np.ndarray]:
-        # Korn and Graubard's degrees of freedom: the design effect was estimated, too.
-        half = np.asarray(alpha, dtype=float) / 2
-        shrinkage = (ndtri(half) / stdtrit(max(len(self.lesions) - 1, 1), half)) ** 2
-        return wilson(self.value, self.effective_n * shrinkage, alpha)
+        return self._limits(wilson, ndtri(np.asarray(alpha) / 2), alpha)
+
+    def _limits(
+        self, method: Callable, quantile: np.ndarray, alpha: np.ndarray | float
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Those of `method`, with Korn and Graubard's degrees of freedom: the design effect was estimated, too.
+
+        One or two images that were missed say little of the design effect, so that no limit is nearer to 0 or 1 than
+        where no image is missed, or none found, and every lesion counts once.
+        """
+        if self.value in (0, 1):
+            return method(self.value, self.clusters, alpha)
+        lowest, highest = method(1.0, self.clusters, alpha)[0], method(0.0, self.clusters, alpha)[1]
+        shrinkage = (quantile / stdtrit(self.degrees, np.asarray(alpha) / 2)) ** 2
+        low, high = method(self.value, self.effective_n * shrinkage, alpha)
+        return np.minimum(low, lowest), np.maximum(high, highest)
 
 
 @dataclass(frozen=True)
 class Area(Estimate):
-    """An area under the ROC curve; `positives` and `negatives` count lesions."""
+    """An area under the ROC curve. `pairs` and `others` as in `binormal_variance`.
 
-    positives: int
-    negatives: int
+    `positives` and `negatives` are Kish's effective numbers of lesions.
+    """
+
+    pairs: float
+    others: float
+    positives: float
+    negatives: float
 
     @property
-    def degrees(self) -> int:
+    def degrees(self) -> float:
         """Of the rarer class: Satterthwaite's are more, and cover less where 10 lesions carry it."""
         return max(min(self.positives, self.negatives) - 1, 1)
 
+    @property
+    def standard_error(self) -> float:
+        return float(np.sqrt(max(self.variance, binormal_variance(ndtri(self.value), self.pairs, self.others))))
+
     def bounds(self, alpha: np.ndarray | float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+        quantile = stdtrit(self.degrees, 1 - np.asarray(alpha, dtype=float) / 2)
+        (low, high), (perfect, _), (_, reversed_) = (limits(quantile) for limits in self._limits)
+        return np.minimum(low, perfect), np.maximum(high, reversed_)
+
+    @cached_property
+    def _limits(self) -> list[Bounds]:
+        """Of the area, of 1 and of 0: these two count every lesion once, as there is no variance to learn from."""
+        lesions = self.positives * self.negatives, self.positives + self.negatives - 2
+        perfect = [score_limits(area, *lesions) for area in (1.0, 0.0)]
         if self.value in (0, 1):
-            low, high = perfect_area(self.positives, self.negatives, alpha)
-            return (low, high) if self.value == 1 else (1 - high, 1 - low)
-        spread = np.sqrt(self.variance) / (self.value * (1 - self.value))
-        half = stdtrit(self.degrees, 1 - np.asarray(alpha, dtype=float) / 2) * spread
-        return expit(logit(self.value) - half), expit(logit(self.value) + half)
+            return [perfect[self.value == 0], *perfect]
+        independent = binormal_variance(ndtri(self.value), self.pairs, self.others)
+        return [score_limits(self.value, self.pairs, self.others, max(self.variance / independent, 1.0)), *perfect]
 
 
 @dataclass(frozen=True)
@@ -79,6 +127,10 @@ class BalancedAccuracy(Estimate):
 
     sensitivity: Rate
     specificity: Rate
+
+    @property
+    def degrees(self) -> float:
+        return min(self.sensitivity.degrees, self.specificity.degrees)
 
     def interval(self, alpha: np.ndarray | float = 0.05) -> tuple[np.ndarray, np.ndarray]:
         return self._mean(self.sensitivity.interval(alpha), self.specificity.interval(alpha))
@@ -103,7 +155,7 @@ class Bootstrapped(Estimate):
     """
 
     error: float
-    degrees: int
+    degrees: float
     bounded: bool
 
     def bounds(self, alpha: np.ndarray | float = 0.05) -> tuple[np.ndarray, np.ndarray]:
@@ -115,15 +167,29 @@ class Bootstrapped(Estimate):
 
 @dataclass(frozen=True)
 class Difference(Estimate):
-    """first - second, of any two estimates, which may share lesions and be differences themselves."""
+    """first - second, of any two estimates, which may share lesions and be differences themselves.
+
+    The limits of both are squared and added, but for two areas on the same lesions, two models, say. These are so
+    correlated that the difference has Student's t of its own: DeLong et al., Biometrics 44 (1988).
+    """
 
     first: Estimate
     second: Estimate
 
     def bounds(self, alpha: np.ndarray | float = 0.05) -> tuple[np.ndarray, np.ndarray]:
+        if self._paired_areas:
+            degrees = min(self.first.degrees, self.second.degrees)
+            half = stdtrit(degrees, 1 - np.asarray(alpha, dtype=float) / 2) * np.sqrt(self.variance)
+            return np.maximum(self.value - half, -1), np.minimum(self.value + half, 1)
         limits = self.first.bounds(alpha), self.second.bounds(alpha)
         first, second = (self.first.value, limits[0]), (self.second.value, limits[1])
         return square_and_add(first, second, self.shared)
+
+    @property
+    def _paired_areas(self) -> bool:
+        areas = isinstance(self.first, Area) and isinstance(self.second, Area)
+        inside = areas and 0 < self.first.value < 1 and 0 < self.second.value < 1
+        return inside and np.array_equal(self.first.lesions, self.second.lesions)
 
     @cached_property
     def shared(self) -> float:
@@ -163,6 +229,28 @@ def correlation(first: Estimate, second: Estimate) -> float:
     return float(np.clip(covariance(first, second) / scale, -1, 1)) if scale > 0 else 0.0
 
 
+def correlations(estimates: Sequence[Estimate]) -> np.ndarray:
+    """`correlation` of each of k estimates with each, of one that does not vary with itself 1; (k, k)."""
+    starts = np.cumsum([0, *(len(estimate.lesions) for estimate in estimates)])
+    influence, lesions = (np.concatenate([getattr(e, name) for e in estimates]) for name in ("influence", "lesions"))
+    influences = sparse.csr_matrix((influence, np.unique(lesions, return_inverse=True)[1], starts))
+    covariances = (influences @ influences.T).toarray()
+    scale = np.sqrt(np.outer(covariances.diagonal(), covariances.diagonal()))
+    result = np.divide(covariances, scale, out=np.zeros_like(scale), where=scale > 0)
+    np.fill_diagonal(result, 1)
+    return result
+
+
+def kish(sizes: np.ndarray) -> float:
+    """The number of clusters of one size that tell as much as clusters of these `sizes`; 0 for none.
+
+    (sum of sizes)^2 / sum of squares, as if the images of a cluster were all alike. Kish, Survey Sampling (1965),
+    section 11.7.
+    """
+    squares = np.square(sizes, dtype=float).sum()
+    return float(np.sum(sizes) ** 2 / squares) if squares else 0.0
+
+
 def sensitivity(sample: Sample) -> Rate:
     """The share of melanomas that are called so."""
     return rate(sample, sample.labels, sample.decisions)
@@ -184,24 +272,25 @@ def rate(sample: Sample, among: np.ndarray, hits: np.ndarray) -> Rate:
     """The share of `hits` (bool) among the rows `among` (bool), clustered by lesion.
 
     The effective sample size is the number of images over the design effect, which is the variance over that of
-    independent images and here at least 1; a rate of 0 or 1 has no variance to learn from and counts lesions.
-    Korn and Graubard, Survey Methodology 24 (1998).
+    independent images and here at least 1; a rate of 0 or 1 has no variance to learn from and counts lesions, by
+    Kish's effective number. Korn and Graubard, Survey Methodology 24 (1998).
     """
     lesions, place = np.unique(sample.lesions[among], return_inverse=True)
     count, images = len(lesions), len(place)
     if images == 0:
-        return Rate(np.nan, lesions, np.zeros(0), np.nan)
+        return Rate(np.nan, lesions, np.zeros(0), 0, np.nan, 0.0)
     sizes = np.bincount(place, minlength=count)
+    clusters = kish(sizes)
     hit = np.bincount(place, hits[among], minlength=count)
     value = float(hit.sum() / images)
     influence = (hit - value * sizes) / images * np.sqrt(count / max(count - 1, 1))
     variance = influence @ influence
     if value in (0, 1):
-        effective = float(count)
+        effective = clusters
     else:
         independent = value * (1 - value) / max(images - 1, 1)
         effective = images / max(variance / independent, 1.0)
-    return Rate(value, lesions, influence, max(effective, 1.0))
+    return Rate(value, lesions, influence, images, max(effective, 1.0), clusters)
 
 
 def roc_auc(sample: Sample) -> Area:
@@ -217,20 +306,21 @@ def roc_auc(sample: Sample) -> Area:
     negative_losses, pairs_of_negative = _wins(below, above, sample.fold_width)
     pairs = pairs_of_positive.sum()
     if pairs == 0:
-        return Area(np.nan, lesions, np.zeros(len(lesions)), 0, 0)
+        return Area(np.nan, lesions, np.zeros(len(lesions)), *[np.nan] * 4)
     value = float(positive_wins.sum() / pairs)
     influence = np.zeros(len(lesions))
-    counts = []
+    effective = []
     for rows, residuals in (
         (sample.labels, positive_wins - value * pairs_of_positive),
         (~sample.labels, pairs_of_negative - negative_losses - value * pairs_of_negative),
     ):
         sums = np.bincount(place[rows], residuals, minlength=len(lesions)) / pairs
-        clusters = len(np.unique(place[rows]))
-        sums *= np.sqrt(clusters / max(clusters - 1, 1))
-        influence += sums
-        counts.append(clusters)
-    return Area(value, lesions, influence, *counts)
+        sizes = np.bincount(place[rows])
+        clusters = np.count_nonzero(sizes)
+        influence += sums * np.sqrt(clusters / max(clusters - 1, 1))
+        effective.append(kish(sizes))
+    others = (np.square(pairs_of_positive).sum() + np.square(pairs_of_negative).sum()) / pairs - 2
+    return Area(value, lesions, influence, float(pairs), float(others), *effective)
 
 
 def _wins(keys: np.ndarray, others: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:

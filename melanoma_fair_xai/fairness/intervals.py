@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import betaincinv, ndtri
+from scipy.special import betaincinv, ndtr, ndtri, owens_t
 
 # A function from a two-sided error level to the lower and upper limits.
 Bounds = Callable[[np.ndarray | float], tuple[np.ndarray, np.ndarray]]
@@ -30,29 +30,34 @@ def wilson(rate: float, n: float, alpha: np.ndarray | float = 0.05) -> tuple[np.
     return (centre - half) * (rate > 0), np.where(rate < 1, centre + half, 1.0)
 
 
-def hanley_mcneil_variance(area: np.ndarray, positives: float, negatives: float) -> np.ndarray:
-    """The variance of an area under the ROC curve, with both sample sizes of the second-order terms made their mean.
+PROBITS = np.linspace(-7, 7, 4001)  # of the areas among which limits are looked up
 
-    Newcombe, "Confidence intervals for an effect size measure based on the Mann-Whitney statistic. Part 2",
-    Statistics in Medicine 25 (2006), method 5; after Hanley and McNeil, Radiology 143 (1982).
+
+def binormal_variance(probit: np.ndarray | float, pairs: float, others: float) -> np.ndarray:
+    """The variance of an area under the ROC curve, given as its probit, of scores that are normal and equally wide.
+
+    `pairs` counts pairs of a positive and a negative, and `others` how many further images share one of a pair's two
+    places: m + n - 2 for m positives and n negatives. Hanley and McNeil, Radiology 143 (1982), eq. 2; that two
+    positives exceed one negative, or one positive two negatives, has the probability of Owen, Annals of Mathematical
+    Statistics 27 (1956).
     """
-    others = (positives + negatives) / 2 - 1
-    spread = 1 + others * ((1 - area) / (2 - area) + area / (1 + area))
-    return area * (1 - area) * spread / (positives * negatives)
+    single = ndtr(probit) * ndtr(-np.asarray(probit))
+    return (single + others * (single - 2 * owens_t(probit, 1 / np.sqrt(3)))) / pairs
 
 
-def perfect_area(
-    positives: float, negatives: float, alpha: np.ndarray | float = 0.05
-) -> tuple[np.ndarray, np.ndarray]:
-    """Limits of an area that was estimated as exactly 1, where DeLong's variance is 0: Newcombe's method 5."""
-    alpha = np.asarray(alpha, dtype=float)
-    z = -ndtri(alpha / 2)
-    low, high = np.full(alpha.shape, 1e-9), np.full(alpha.shape, 1.0)
-    for _ in range(50):  # 1 - area - z * sd(area) falls from 1 to below 0 and ends at 0 for area = 1
-        middle = (low + high) / 2
-        outside = 1 - middle > z * np.sqrt(hanley_mcneil_variance(middle, positives, negatives))
-        low, high = np.where(outside, middle, low), np.where(outside, high, middle)
-    return low, np.ones_like(alpha)
+def score_limits(area: float, pairs: float, others: float, design_effect: float = 1.0) -> Bounds:
+    """Limits of an area as a function of the quantile q: the t with |area - t| = q sqrt(design_effect variance(t)).
+
+    The variance is that at the limit, not that at the estimate, as in Wilson's limits of a rate: at areas near 1 it
+    depends on the area, and at 1 the estimated one is 0.
+    """
+    deviation = (ndtr(PROBITS) - area) / np.sqrt(design_effect * binormal_variance(PROBITS, pairs, others))
+
+    def limits(quantile: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+        low, high = (ndtr(np.interp(q, deviation, PROBITS)) for q in (-np.asarray(quantile), quantile))
+        return low * (area > 0), np.where(area < 1, high, 1.0)
+
+    return limits
 
 
 def square_and_add(

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from . import estimates
-from .estimates import Estimate
+from .estimates import Estimate, kish
 from .sample import Sample
 from .weighted import WeightedMetrics
 
@@ -30,7 +30,7 @@ class Metric:
         counted: the images (bool) whose lesions a bootstrapped value of exactly 0 or 1 is a share of, as that does not
             vary from draw to draw.
         classes: the labels of which `minimum` lesions are needed.
-        minimum: the number of lesions below which it is not estimable.
+        minimum: the effective number of lesions below which it is not estimable.
         tested: its contrasts between primary groups belong to the family that Holm's procedure adjusts.
         ideal: of a measure of calibration, the value when scores are right.
     """
@@ -95,14 +95,20 @@ def count_lesions(sample: Sample) -> tuple[int, int]:
     return len(np.unique(sample.lesions[~sample.labels])), len(np.unique(sample.lesions[sample.labels]))
 
 
+def effective_lesions(sample: Sample) -> tuple[float, float]:
+    """The same lesions by Kish's effective number, which is less where a few lesions have most of the images."""
+    benign, melanoma = (kish(np.bincount(sample.lesions[rows])) for rows in (~sample.labels, sample.labels))
+    return benign, melanoma
+
+
 def applicable(sample: Sample) -> list[str]:
     """All metrics, or without thresholds those that need none."""
     return [name for name, metric in METRICS.items() if sample.thresholds is not None or not metric.at_threshold]
 
 
 def estimable(sample: Sample) -> list[str]:
-    """The applicable metrics for which enough lesions carry each class that they need."""
-    lesions = count_lesions(sample)
+    """The applicable metrics for which enough lesions, by their effective number, carry each class that they need."""
+    lesions = effective_lesions(sample)
     return [
         name
         for name in applicable(sample)

@@ -29,6 +29,7 @@ class FairnessReport:
     reference: dict[str, str | None]
     n_resamples: int
     seed: int
+    case_control: bool
     lesions_known: bool
     sample: Sample = field(repr=False)
     groups: pd.DataFrame = field(repr=False)
@@ -79,14 +80,15 @@ class FairnessReport:
         stricter = [f"{m.title} {m.minimum}" for m in METRICS.values() if m.minimum > MINIMUM_LESIONS]
         lines = [
             "Square brackets hold 95 % intervals that count lesions, not images: Clopper-Pearson on the effective "
-            "sample size for sensitivity and specificity (squared and added for balanced accuracy), clustered "
-            "DeLong on the logit scale for ROC AUC, and a lesion bootstrap within classes "
+            "sample size for sensitivity and specificity (squared and added for balanced accuracy), score limits "
+            f"with clustered DeLong's design effect for ROC AUC, and a lesion bootstrap {self._drawn()} "
             f"({self.n_resamples:,} replicates, seed {self.seed}) for the rest; {titles(lambda m: m.point_estimate)} "
-            "is a point estimate. Intervals are marginal, not widened for the number of groups. Groups whose "
+            "is a point estimate. Degrees of freedom are those of Kish's effective number of lesions. Intervals "
+            "are marginal, not widened for the number of groups. Groups whose "
             "intervals overlap may still differ; the contrasts say whether they do. "
             f"{titles(lambda m: m.with_prevalence)} depend on the prevalence beside them.",
             f'"{NOT_ESTIMABLE}" stands where under {MINIMUM_LESIONS} lesions carry a class that the metric needs, '
-            f"for {' and '.join(stricter)}.",
+            f"for {' and '.join(stricter)}, by Kish's effective number: lesions with most of the images count as few.",
         ]
         if tested:
             lines.append(
@@ -97,6 +99,9 @@ class FairnessReport:
         if not self.lesions_known:
             lines.append("No lesion ids were given: every image counts as a lesion, and intervals may be too narrow.")
         return "\n\n".join(lines)
+
+    def _drawn(self) -> str:
+        return "within groups and classes" if self.case_control else "with numbers of melanomas that are chance"
 
 
 Row = TypeVar("Row", GroupMetric, Contrast, WorstGroup)
@@ -172,9 +177,14 @@ def _contrast_table(contrasts: list[Contrast]) -> str:
 
 
 def _worst_table(worst: list[WorstGroup]) -> str:
-    header = ["metric", "worst group", "its value", "best group", "gap", "p (permuted lesions)"]
+    header = ["metric", "worst group", "its value", "best group", "gap", "p (all equal)"]
     body = [
         [METRICS[row.metric].title, row.group, number(row.value), row.best_group, number(row.gap), p_text(row.p)]
         for row in worst
     ]
-    return "The gap between the best and the worst estimable group, a description:\n\n" + markdown_table(header, body)
+    text = (
+        "The gap between the best and the worst estimable group is a description. Beside it stands the p-value, not "
+        "adjusted, of equal performance in all of them: Wald's test on the logit scale, with the covariances that "
+        "common lesions give and Welch's degrees of freedom. There is none where a group's value is 0 or 1."
+    )
+    return f"{text}\n\n{markdown_table(header, body)}"

@@ -1,4 +1,4 @@
-"""Lesions drawn with replacement, and lesions that change groups: weights of lesions, in blocks of bounded memory."""
+"""Lesions drawn with replacement: their weights, in blocks of bounded memory."""
 
 from collections.abc import Iterator
 
@@ -27,6 +27,15 @@ def lesion_groups(lesions: np.ndarray, groups: np.ndarray) -> np.ndarray:
     return lowest * width + highest
 
 
+def bootstrap_strata(sample: Sample, groups: np.ndarray, case_control: bool) -> np.ndarray:
+    """The stratum of each lesion, by code: one for all, as it is chance how many lesions a group and a class have.
+
+    The design of a case-control sample has fixed both; `groups` are the codes (n,) of the images.
+    """
+    classes = lesion_classes(sample)
+    return lesion_groups(sample.lesions, groups) * 2 + classes if case_control else np.zeros(len(classes), dtype=int)
+
+
 def bootstrap_weights(strata: np.ndarray, n_resamples: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Blocks (lesions, b) of weights, `n_resamples` columns in all, of lesions drawn within their strata (lesions,).
 
@@ -43,19 +52,6 @@ def bootstrap_weights(strata: np.ndarray, n_resamples: int, rng: np.random.Gener
             counts = np.bincount(drawn.ravel(), minlength=size * m).reshape(size, m)
             weights[rows] = counts.T * (m / draws)
         yield weights
-
-
-def permuted_groups(
-    groups: np.ndarray, strata: np.ndarray, n_resamples: int, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
-    """Blocks (lesions, b) of the codes in `groups` (lesions,), shuffled among the lesions of each stratum."""
-    members = list(pd.Series(np.arange(len(strata))).groupby(strata).indices.values())
-    for size in _block_sizes(len(strata), n_resamples):
-        shuffled = np.empty((len(strata), size), dtype=np.int16)
-        for rows in members:
-            tiled = np.broadcast_to(groups[rows].astype(np.int16), (size, len(rows)))
-            shuffled[rows] = rng.permuted(tiled, axis=1).T
-        yield shuffled
 
 
 def _block_sizes(lesions: int, n_resamples: int) -> Iterator[int]:

@@ -47,7 +47,7 @@ class Contrast:
 
 @dataclass(frozen=True)
 class WorstGroup:
-    """The worst estimable group, how far the best is from it, and the gap's p-value among permuted lesions."""
+    """The worst estimable group, how far the best is from it, and the p-value of equal values in all `groups`."""
 
     group_column: str
     metric: str
@@ -84,8 +84,9 @@ class ModelDifference:
 class GapChange:
     """A group's gap to the reference under the baseline and under a model; `value` is the change of the signed gap.
 
-    `levelling_down`: the gap is narrower, the group that was ahead has lost, and the one behind has not gained;
-    `loss_is_clear`: the interval of that loss excludes zero.
+    `levelling_down`: the gap is narrower, the group that was ahead has lost, and the one behind has not gained. `p` is
+    the larger of those of the narrowing and of the loss, 1 without levelling down and NaN outside the tested metrics;
+    `loss_is_clear`: both are clear, `p_holm` being below .05.
     """
 
     group_column: str
@@ -98,8 +99,10 @@ class GapChange:
     value: float
     low: float
     high: float
-    levelling_down: bool
-    loss_is_clear: bool
+    levelling_down: bool = False
+    loss_is_clear: bool = False
+    p: float = math.nan
+    p_holm: float = math.nan
     estimable: bool = True
 
 

@@ -18,7 +18,7 @@ from .intervals import holm
 from .metrics import METRICS, applicable, count_lesions, estimable, point_values
 from .predictions import sample_columns
 from .report import FairnessReport
-from .resampling import lesion_classes, lesion_groups
+from .resampling import bootstrap_strata
 from .rows import Contrast, GroupMetric, WorstGroup
 from .sample import Sample, make_sample
 from .worst_group import worst_groups
@@ -39,6 +39,7 @@ def evaluate(
     reference: Mapping[str, str] | None = None,
     n_resamples: int = 2000,
     seed: int = 0,
+    case_control: bool = False,
     show_progress: bool = False,
 ) -> FairnessReport:
     """Evaluate scores by group, with intervals that respect lesions.
@@ -53,8 +54,9 @@ def evaluate(
         thresholds: one for all, or (n,); without them there are no rates.
         reference: the group of a column that the others are compared with; by default I-II of fitzpatrick_group, else
             the group with most melanomas.
-        n_resamples: bootstrap replicates, and permutations.
-        seed: fixes both.
+        n_resamples: bootstrap replicates.
+        seed: fixes them.
+        case_control: the design fixed how many lesions of each group are melanomas, so that the bootstrap keeps it.
 
     Raises:
         UserError: as `make_sample`; a column of another length; a reference that is not there.
@@ -67,11 +69,11 @@ def evaluate(
     columns = pd.DataFrame({name: as_groups(values, name) for name, values in groups.items()})
     primary = PRIMARY if PRIMARY in columns else next(iter(columns), None)
     bases = {name: reference_group(columns[name], sample.labels, reference, name) for name in columns}
-    overall, _, _ = evaluate_column(sample, all_images(len(sample)), None, False, n_resamples, seed)
+    overall, _, _ = evaluate_column(sample, all_images(len(sample)), None, False, n_resamples, seed, case_control)
     by_group, contrasts, worst = [], [], []
     for name in tqdm(list(columns), desc="groups", unit="column", disable=not show_progress):
         rows, differences, gaps = evaluate_column(
-            sample, columns[name], bases[name], name == primary, n_resamples, seed
+            sample, columns[name], bases[name], name == primary, n_resamples, seed, case_control
         )
         by_group += rows
         contrasts += differences
@@ -85,6 +87,7 @@ def evaluate(
         reference=bases,
         n_resamples=n_resamples,
         seed=seed,
+        case_control=case_control,
         lesions_known=lesion_ids is not None,
         sample=sample,
         groups=columns,
@@ -92,14 +95,20 @@ def evaluate(
 
 
 def evaluate_column(
-    sample: Sample, column: pd.Series, reference: str | None, tested: bool, n_resamples: int, seed: int
+    sample: Sample,
+    column: pd.Series,
+    reference: str | None,
+    tested: bool,
+    n_resamples: int,
+    seed: int,
+    case_control: bool,
 ) -> tuple[list[GroupMetric], list[Contrast], list[WorstGroup]]:
     """The rows of one group column; `tested` contrasts have p-values."""
     name = str(column.name)
     rng = np.random.default_rng([seed, zlib.crc32(name.encode())])  # whatever the other columns are
     codes, groups = column.cat.codes.to_numpy().astype(np.int64), list(column.cat.categories)
     parts = {group: sample.select(codes == code) for code, group in enumerate(groups)}
-    strata = lesion_groups(sample.lesions, codes) * 2 + lesion_classes(sample)
+    strata = bootstrap_strata(sample, codes, case_control)
     estimates = estimate_parts(parts, strata, n_resamples, rng)
     rows = [row for group, part in parts.items() for row in _group_rows(part, name, group, estimates[group])]
     if reference is None:
@@ -111,7 +120,7 @@ def evaluate_column(
         for metric in applicable(sample)
         if not METRICS[metric].point_estimate
     ]
-    return rows, contrasts, worst_groups(sample, column, estimates, n_resamples, rng)
+    return rows, contrasts, worst_groups(column, estimates)
 
 
 def _group_rows(part: Sample, column: str, group: str, estimates: Mapping[str, Estimate]) -> list[GroupMetric]:

@@ -1,7 +1,7 @@
 """Metrics of a group under many weightings of its lesions at once.
 
-A lesion bootstrap and a permutation of lesions both give every lesion a weight in every replicate. What a metric needs
-of the images is summed over them once, sparsely, so that a replicate costs one product of a small matrix with weights.
+A lesion bootstrap gives every lesion a weight in every replicate. What a metric needs of the images is summed over
+them once, sparsely, so that a replicate costs one product of a small matrix with weights.
 """
 
 from functools import cached_property

@@ -1,10 +1,20 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
-from scipy.special import logit
 from sklearn import metrics
 
-from melanoma_fair_xai.fairness.estimates import balanced_accuracy, correlation, roc_auc, sensitivity, subtract
+from melanoma_fair_xai.fairness.estimates import (
+    balanced_accuracy,
+    correlation,
+    kish,
+    roc_auc,
+    sensitivity,
+    specificity,
+    subtract,
+)
+from melanoma_fair_xai.fairness.intervals import binormal_variance, score_limits
 from melanoma_fair_xai.fairness.sample import Sample, make_sample
 
 
@@ -82,29 +92,6 @@ def test_a_lesion_of_both_classes_adds_its_covariance():
     assert mixed.value == whole.value and mixed.variance == pytest.approx(np.square(sums).sum(), rel=0.05)
 
 
-def test_limits_of_the_area_are_symmetric_on_the_logit_scale_and_stay_inside():
-    estimate = roc_auc(sample_of(draw(4, effect=2.5)))
-    low, high = estimate.interval()
-    assert 0 < low < estimate.value < high < 1
-    assert logit(high) + logit(low) == pytest.approx(2 * logit(estimate.value))
-    half = np.sqrt(estimate.variance) / (estimate.value * (1 - estimate.value))
-    assert logit(high) - logit(estimate.value) == pytest.approx(stats.t.ppf(0.975, estimate.degrees) * half)
-
-
-def test_a_perfect_area_has_an_honest_lower_limit():
-    labels, scores = np.repeat([0, 1], [100, 13]), np.linspace(0, 1, 113)
-    estimate = roc_auc(make_sample(labels, scores))
-    low, high = estimate.interval()
-    assert estimate.value == 1 and estimate.variance == 0 and high == 1
-    # Newcombe's method 5: the area whose upper limit of plausible deviation just reaches 1.
-    m, n, q = 13, 100, low
-    spread = 1 + ((m + n) / 2 - 1) * ((1 - q) / (2 - q) + q / (1 + q))
-    assert 1 - q == pytest.approx(stats.norm.ppf(0.975) * np.sqrt(q * (1 - q) * spread / (m * n)), rel=1e-6)
-    assert 0.85 < low < 0.97
-    reverse = roc_auc(make_sample(1 - labels, scores))
-    assert reverse.interval()[0] == 0 and reverse.interval()[1] == pytest.approx(1 - low, abs=0.01)
-
-
 def test_a_rate_of_single_images_is_the_exact_binomial():
     data = draw(5, lesions=120, images=1)
     estimate = sensitivity(sample_of(data))
@@ -180,4 +167,94 @@ def test_p_value_and_interval_agree():
 
 def on_other_lesions(estimate):
     """The same estimate on lesions of its own."""
-    return type(estimate)(estimate.value, estimate.lesions + 10_000, estimate.influence, estimate.effective_n)
+    return replace(estimate, lesions=estimate.lesions + 10_000)
+
+
+def test_a_perfect_area_has_an_honest_lower_limit():
+    labels, scores = np.repeat([0, 1], [100, 13]), np.linspace(0, 1, 113)
+    estimate = roc_auc(make_sample(labels, scores))
+    low, high = estimate.interval()
+    assert estimate.value == 1 and estimate.variance == 0 and high == 1
+    # The area from which 1 is just within reach.
+    reach = stats.t.ppf(0.975, 12) * np.sqrt(binormal_variance(stats.norm.ppf(low), 1300, 111))
+    assert 1 - low == pytest.approx(reach, rel=1e-4) and 0.85 < low < 0.97
+    reverse = roc_auc(make_sample(1 - labels, scores)).interval()
+    assert reverse[0] == 0 and reverse[1] == pytest.approx(1 - low, abs=1e-6)
+    several = roc_auc(make_sample(np.repeat(labels, 4), np.repeat(scores, 4), np.repeat(np.arange(113), 4)))
+    assert several.interval() == pytest.approx((low, 1))  # photographs of one lesion add nothing
+
+
+def test_kish_counts_clusters_of_one_size_and_the_large_one_of_many():
+    assert kish(np.full(12, 7)) == pytest.approx(12) and kish(np.zeros(0)) == 0
+    assert kish(np.array([60] + [1] * 9)) == pytest.approx(69**2 / (3600 + 9))
+    labels, lesions = np.repeat([1, 0], [69, 40]), np.concatenate([np.zeros(60), np.arange(1, 50)]).astype(int)
+    scores = np.random.default_rng(0).random(109)
+    area, found = (
+        roc_auc(make_sample(labels, scores, lesions)),
+        sensitivity(make_sample(labels, scores, lesions, None, 0.5)),
+    )
+    assert (area.positives, area.negatives, found.clusters) == pytest.approx((1.319, 40, 1.319), abs=1e-3)
+    assert area.degrees == found.degrees == 1
+
+
+def test_limits_of_the_area_carry_its_design_effect_and_students_quantile():
+    estimate = roc_auc(sample_of(draw(4, lesions=90)))
+    pairs, others, degrees = estimate.pairs, estimate.others, min(estimate.positives, estimate.negatives) - 1
+    data = draw(4, lesions=90)
+    positives, negatives = data["labels"].sum(), (1 - data["labels"]).sum()
+    assert (pairs, others) == (positives * negatives, positives + negatives - 2)
+    effect = estimate.variance / binormal_variance(stats.norm.ppf(estimate.value), pairs, others)
+    assert effect > 1
+    expected = score_limits(estimate.value, pairs, others, effect)(stats.t.ppf(0.975, degrees))
+    assert estimate.interval() == pytest.approx(tuple(map(float, expected)))
+    low, high = roc_auc(sample_of(data, folds=data["lesion_ids"] % 2)).interval()
+    assert low < expected[0] and 0 < high < 1  # pairs within folds alone: fewer, and each fold's count
+
+
+def test_a_lower_limit_falls_with_every_image_that_is_missed():
+    """10 lesions of 5 images: none missed says no more than 10 lesions do, and one missed not more than none."""
+    labels, lesions = np.ones(50, dtype=int), np.repeat(np.arange(10), 5)
+    for apart in (np.arange(50).reshape(10, 5).T.ravel(), np.arange(50)):  # the next missed in another lesion, or not
+        limits = []
+        for missed in range(9):
+            scores = np.full(50, 0.9)
+            scores[apart[:missed]] = 0.1
+            estimate = sensitivity(make_sample(labels, scores, lesions, thresholds=0.5))
+            limits.append([estimate.interval()[0], estimate.bounds()[0]])
+        assert limits[0][0] == pytest.approx(stats.binomtest(10, 10).proportion_ci(method="exact").low)
+        falls = np.diff(limits, axis=0)[: 9 if apart[1] == 5 else 5]
+        assert (falls <= 1e-12).all()
+    mirrored = specificity(make_sample(1 - labels, np.where(np.arange(50) == 0, 0.1, 0.9), lesions, thresholds=0.5))
+    assert mirrored.value == 0.02 and mirrored.interval()[1] == pytest.approx(1 - limits[0][0])
+
+
+def test_a_rate_of_clusters_has_korn_and_graubards_limits():
+    data = draw(9, lesions=150)
+    estimate = sensitivity(sample_of(data))
+    rows = data["labels"] == 1
+    sizes = np.unique(data["lesion_ids"][rows], return_counts=True)[1]
+    degrees = sizes.sum() ** 2 / (sizes**2).sum() - 1
+    n = estimate.effective_n * (stats.t.ppf(0.975, rows.sum() - 1) / stats.t.ppf(0.975, degrees)) ** 2
+    hits = estimate.value * n
+    low, high = stats.beta.ppf(0.025, hits, n - hits + 1), stats.beta.ppf(0.975, hits + 1, n - hits)
+    assert estimate.interval() == pytest.approx((low, high)) and n < estimate.effective_n < rows.sum()
+
+
+def test_the_difference_of_two_models_areas_is_delongs_with_students_t():
+    """Against placement values of single images, by hand; and a difference of two groups is not that."""
+    data = draw(10, lesions=120, images=1)
+    rng = np.random.default_rng(0)
+    other = data | {"scores": np.clip(data["scores"] + 0.15 * rng.normal(size=120), 0, 1)}
+    difference = subtract(*(roc_auc(sample_of(model)) for model in (data, other)))
+    placements = []
+    for scores in (data["scores"], other["scores"]):
+        positive, negative = scores[data["labels"] == 1][:, None], scores[data["labels"] == 0][None]
+        placements.append((positive > negative) + (positive == negative) / 2)
+    wins = placements[0] - placements[1]
+    error = np.sqrt(sum(wins.mean(axis=axis).var(ddof=1) / wins.shape[1 - axis] for axis in (0, 1)))
+    degrees = min(wins.shape) - 1
+    half = stats.t.ppf(0.975, degrees) * error
+    assert difference.interval() == pytest.approx((wins.mean() - half, wins.mean() + half))
+    assert difference.p_value() == pytest.approx(2 * stats.t.sf(abs(wins.mean()) / error, degrees), rel=1e-3)
+    moved = replace(difference.second, lesions=difference.second.lesions + 1000)
+    assert np.diff(subtract(difference.first, moved).interval()) > 2 * np.diff(difference.interval())

@@ -2,12 +2,21 @@ import numpy as np
 import pytest
 from fairlearn.metrics import MetricFrame
 from scipy import stats
+from scipy.optimize import brentq
 from sklearn import metrics
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import confint_proportions_2indep, proportion_confint
 
 from melanoma_fair_xai.fairness import evaluate
-from melanoma_fair_xai.fairness.intervals import clopper_pearson, holm, p_value, square_and_add, wilson
+from melanoma_fair_xai.fairness.intervals import (
+    binormal_variance,
+    clopper_pearson,
+    holm,
+    p_value,
+    score_limits,
+    square_and_add,
+    wilson,
+)
 
 
 @pytest.mark.parametrize("hits, n", [(0, 13), (13, 13), (1, 13), (7, 20), (190, 200)])
@@ -65,3 +74,30 @@ def test_values_and_gaps_are_those_of_fairlearn():
     for row in report.worst_group:
         assert row.gap == pytest.approx(frame.difference()[row.metric])
         assert row.value == pytest.approx(frame.group_min()[row.metric])
+
+
+@pytest.mark.parametrize(
+    "area, pairs, others, effect", [(0.75, 4000, 138, 1.0), (0.98, 500, 58, 1.6), (0.02, 500, 58, 1)]
+)
+def test_limits_of_an_area_solve_their_equation(area, pairs, others, effect):
+    """Variance by Hanley and McNeil, with the double probabilities from the bivariate normal distribution."""
+
+    def variance(t):
+        probit = stats.norm.ppf(t)
+        both = stats.multivariate_normal(cov=[[1, 0.5], [0.5, 1]]).cdf([probit, probit])
+        return (t * (1 - t) + others * (both - t**2)) / pairs
+
+    assert binormal_variance(stats.norm.ppf(area), pairs, others) == pytest.approx(variance(area), rel=1e-4)
+    for quantile, limit in zip((2.1, -2.1), score_limits(area, pairs, others, effect)(2.1), strict=True):
+        ends = (1e-6, area) if quantile > 0 else (area, 1 - 1e-6)
+        root = brentq(lambda t, q=quantile: area - t - q * np.sqrt(variance(t) * effect), *ends)
+        assert limit == pytest.approx(root, abs=1e-4)
+
+
+def test_limits_of_a_perfect_area_are_reached_from_below():
+    low, high = score_limits(1.0, 1300, 111)(np.array([1.0, 1.96, 3.0]))
+    assert (high == 1).all() and (np.diff(low) < 0).all()
+    near = score_limits(1 - 1e-9, 1300, 111)(1.96)
+    assert near[0] == pytest.approx(low[1], abs=1e-4) and 0.998 < near[1] < 1
+    reversed_low, reversed_high = score_limits(0.0, 1300, 111)(1.96)
+    assert reversed_low == 0 and reversed_high == pytest.approx(1 - low[1], abs=1e-6)

@@ -5,7 +5,7 @@ from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 
 from melanoma_fair_xai.fairness.metrics import METRICS, point_values
-from melanoma_fair_xai.fairness.resampling import bootstrap_weights, lesion_groups, permuted_groups
+from melanoma_fair_xai.fairness.resampling import bootstrap_weights, lesion_groups
 from melanoma_fair_xai.fairness.sample import make_sample
 from melanoma_fair_xai.fairness.weighted import WeightedMetrics
 
@@ -109,16 +109,6 @@ def test_bootstrap_keeps_strata_and_has_the_variance_of_the_mean():
         means = values[rows] @ weights[rows] / size
         assert means.mean() == pytest.approx(values[rows].mean(), abs=0.01)
         assert means.var() == pytest.approx(values[rows].var(ddof=1) / size, rel=0.05)
-
-
-def test_permutations_keep_every_group_in_every_stratum():
-    rng = np.random.default_rng(7)
-    strata, groups = rng.integers(0, 3, 60), rng.integers(0, 4, 60)
-    shuffled = np.concatenate(list(permuted_groups(groups, strata, 50, rng)), axis=1)
-    assert shuffled.shape == (60, 50) and (shuffled != groups[:, None]).any()
-    for stratum in range(3):
-        rows = strata == stratum
-        assert (np.sort(shuffled[rows], axis=0) == np.sort(groups[rows])[:, None]).all()
 
 
 def test_lesions_across_the_same_groups_share_a_number():
