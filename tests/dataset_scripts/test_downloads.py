@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dataset_scripts.downloads import download, fetch, fetch_all
+from dataset_scripts import downloads
+from dataset_scripts.downloads import DownloadError, download, fetch, fetch_all
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import file_digest
 
@@ -24,7 +25,8 @@ class Host(http.server.ThreadingHTTPServer):
     """Serves CONTENT at every path, after going wrong once for each entry of `faults`; keeps the requests' headers.
 
     Faults: "drop" (half of the body), "wrong_byte", "no_range" (all of it, with status 200), "change" (of the ETag),
-    or a status to answer; None where nothing goes wrong.
+    "slow headers" and "slow body" (a byte now and then, without end), a status to answer, or an address to lead to;
+    None where nothing goes wrong.
     """
 
     daemon_threads = True
@@ -52,6 +54,12 @@ class Handler(http.server.BaseHTTPRequestHandler):
             host.etag, fault = '"second"', 500
         if isinstance(fault, int):
             return self.send_error(fault)
+        if fault in ("slow headers", "slow body"):
+            return self.trickle(b"HTTP/1.1 200 OK\r\n" + (b"\r\n" if fault == "slow body" else b""))
+        if fault and ":" in fault:
+            self.send_response(302)
+            self.send_header("Location", fault)
+            return self.end_headers()
         body = bytearray(CONTENT)
         if fault == "wrong_byte":
             body[len(body) // 2] ^= 1
@@ -71,6 +79,15 @@ class Handler(http.server.BaseHTTPRequestHandler):
         sent = body[start : (start + len(body)) // 2] if fault == "drop" else body[start:]
         host.bytes_sent += len(sent)
         self.wfile.write(sent)
+
+    def trickle(self, start: bytes) -> None:
+        self.wfile.write(start)
+        try:
+            while True:
+                self.wfile.write(b"x")
+                time.sleep(0.02)
+        except OSError:  # hung up
+            pass
 
 
 @pytest.fixture
@@ -284,3 +301,58 @@ def test_a_host_that_answers_now_and_then_is_not_given_up(host):
     urls = {str(i): f"{host.url}?{i}" for i in range(9)}
     had = fetch_all(urls, requests_per_second=1000, give_up_after=3, attempts=1, first_wait=0.01)
     assert [bool(reason) for _, _, reason in had] == [True] * 5 + [False] + [True] * 2 + [False]
+
+
+@pytest.mark.parametrize("fault", ["slow headers", "slow body"])
+def test_a_host_that_never_ends_is_given_up_in_time(host, tmp_path, fault):
+    host.faults = [fault, fault]
+    with pytest.raises(DownloadError, match="(no answer|dropped).*(time allowed|timed out)"):
+        fetch(host.url, max_seconds=0.2)
+    with pytest.raises(UserError, match="time allowed|timed out"):
+        get(host.url, tmp_path / "file.bin", max_seconds=0.2)
+    assert len(host.requests) <= 2, "nothing is tried again"
+
+
+@pytest.mark.parametrize("says_length", [True, False])
+def test_more_than_a_file_may_have_is_not_fetched(host, tmp_path, monkeypatch, says_length):
+    host.content_length = says_length
+    monkeypatch.setattr(downloads, "MAX_FILE_BYTES", len(CONTENT) - 1)
+    with pytest.raises(DownloadError, match="longer than 2,999,999 bytes"):
+        fetch(host.url)
+    get(host.url, tmp_path / "whole" / "file.bin", max_bytes=len(CONTENT))
+    host.faults = ["drop"]
+    with pytest.raises(UserError, match="longer than"):
+        get(host.url, tmp_path / "file.bin", max_bytes=len(CONTENT) - 1)
+    assert not (tmp_path / "file.bin").exists()
+
+
+@pytest.mark.parametrize("address", ["ftp://127.0.0.1/x", "file:///etc/hostname", "data:,x"])
+def test_redirects_lead_to_web_addresses_only(host, address):
+    host.faults = [f"{host.url}?again", address]
+    with pytest.raises(DownloadError, match=f"{re.escape(address)}.* (not|no) ") as caught:
+        fetch(host.url)
+    assert not caught.value.passing and len(host.requests) == 2
+
+
+def test_a_public_name_or_redirect_that_means_this_machine_is_refused(host, monkeypatch):
+    resolve = socket.getaddrinfo
+    monkeypatch.setattr(socket, "getaddrinfo", lambda name, *rest, **more: resolve("127.0.0.1", *rest, **more))
+    url = host.url.replace("127.0.0.1", "atlas.example")
+    with pytest.raises(DownloadError, match="atlas.example is not a public host but 127.0.0.1") as caught:
+        fetch(url)
+    assert not caught.value.passing and host.requests == []
+    first = iter([True])
+    monkeypatch.setattr(downloads, "_is_public", lambda address: next(first, False))
+    host.faults = [host.url]
+    with pytest.raises(DownloadError, match="127.0.0.1 is not a public host"):
+        fetch(url)
+    assert len(host.requests) == 1
+
+
+def test_which_addresses_are_public():
+    private = ["10.0.0.1", "172.16.0.1", "192.168.1.1", "169.254.169.254", "127.0.0.1", "0.0.0.0", "100.64.0.1"]
+    private += ["::1", "fe80::1%eth0", "fd00::1", "::ffff:10.0.0.1", "::ffff:127.0.0.1"]
+    assert not any(map(downloads._is_public, private))
+    assert all(map(downloads._is_public, ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"]))
+    assert all(map(downloads._is_loopback, ["localhost", "localhost:80", "127.0.0.1:1", "[::1]:443", "[::1]"]))
+    assert not any(map(downloads._is_loopback, ["10.0.0.1", "localhost.example", "127.0.0.1.example", ""]))
