@@ -126,18 +126,18 @@ def load_images(
     import numpy as np
 
     from dataset_scripts.schema import SKIPPED_NAME
-    from melanoma_fair_xai.data.cache import decode_once
+    from melanoma_fair_xai.data.cache import PixelCache, decode_once
     from melanoma_fair_xai.data.loading import UNUSABLE
     from melanoma_fair_xai.data.masks import decode_masks
+    from melanoma_fair_xai.engine.launch import once_per_machine
     from melanoma_fair_xai.explain.batches import Images
 
-    with accelerator.local_main_process_first():
-        if arguments.images:
-            records = name_images(arguments.images)
-        else:
-            records = load_split(data, info)
+    def load() -> tuple[Records, PixelCache]:
+        records = name_images(arguments.images) if arguments.images else load_split(data, info)
         records = records.select(chosen(records.table, arguments))
-        cache = decode_once(records.images, info.preprocessing, show_progress=accelerator.is_local_main_process)
+        return records, decode_once(records.images, info.preprocessing)
+
+    records, cache = once_per_machine(accelerator, load)
     records = records.without(cache.problems, 1.0 if arguments.images else data.max_skipped_share)
     usable = (records.table["split"] != UNUSABLE).to_numpy()
     if not usable.any():

@@ -120,13 +120,15 @@ def check_arguments(arguments: GenerateArguments) -> None:
 def load_data(accelerator: Accelerator, arguments: GenerateArguments, names: Sequence[str]) -> Records | None:
     """The data set that the conditions `names` are drawn from or copies are looked for in, if any."""
     from melanoma_fair_xai.data.loading import ColumnNames, is_synthetic, load_records
+    from melanoma_fair_xai.engine.launch import once_per_machine
 
     name = arguments.like or arguments.reject_copies
     if name is None:
         return None
-    with accelerator.local_main_process_first():
-        columns = ColumnNames(groups=tuple(names) if arguments.like else ())
-        records = load_records(name, arguments.dataset_config_name, arguments.data_dir, columns)
+    columns = ColumnNames(groups=tuple(names) if arguments.like else ())
+    records = once_per_machine(
+        accelerator, lambda: load_records(name, arguments.dataset_config_name, arguments.data_dir, columns)
+    )
     if is_synthetic(records.table).any():
         raise UserError(f"{name}: holds generated images; name the real data set")
     return records
@@ -136,10 +138,11 @@ def copy_finder(accelerator: Accelerator, records: Records, pipeline: Any) -> Co
     from melanoma_fair_xai.data.cache import decode_once
     from melanoma_fair_xai.diffusion.copies import CopyFinder
     from melanoma_fair_xai.diffusion.data import centre_square
+    from melanoma_fair_xai.engine.launch import once_per_machine
 
-    with accelerator.local_main_process_first():
-        pixels = decode_once(records.images, centre_square(pipeline.unet.config.sample_size)).pixels
-    return CopyFinder.of(pixels, (records.table["split"] == "train").to_numpy())
+    square = centre_square(pipeline.unet.config.sample_size)
+    cache = once_per_machine(accelerator, lambda: decode_once(records.images, square))
+    return CopyFinder.of(cache.pixels, (records.table["split"] == "train").to_numpy())
 
 
 def plan(arguments: GenerateArguments, pipeline: Any, records: Records | None) -> pd.DataFrame:

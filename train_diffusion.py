@@ -101,7 +101,7 @@ def dry_run(args: Arguments) -> None:
     records = load_records(accelerator, data)
     rows = training_rows(records.table, data.max_train_samples, training.seed)
     conditions = find_conditions(records.table.iloc[rows], data.conditions, data.dataset_name)
-    unet, conditioner = make_networks(ConditionedImages(records, np.empty(0), conditions), model_args)
+    unet, conditioner = make_networks(ConditionedImages(records, np.empty(0), conditions, content=""), model_args)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     accelerator.print(describe(accelerator, unet, conditioner, args, len(rows)))
@@ -109,8 +109,9 @@ def dry_run(args: Arguments) -> None:
 
 def load_records(accelerator: Accelerator, data: ConditionArguments) -> Records:
     """The records, their diagnoses as --diagnosis_labels says."""
-    with accelerator.local_main_process_first():
-        records = data.load(own_columns=data.conditions)
+    from melanoma_fair_xai.engine.launch import once_per_machine
+
+    records = once_per_machine(accelerator, lambda: data.load(own_columns=data.conditions))
     if data.diagnosis_labels == "melanoma":
         records.table["diagnosis"] = records.table["melanoma"].map({0: "benign", 1: "melanoma"})
     return records
@@ -122,17 +123,15 @@ def load_images(accelerator: Accelerator, args: Arguments) -> tuple[ConditionedI
     from melanoma_fair_xai.data.loading import training_rows
     from melanoma_fair_xai.diffusion.data import centre_square, find_conditions
     from melanoma_fair_xai.diffusion.learner import ConditionedImages
+    from melanoma_fair_xai.engine.launch import once_per_machine
 
     data = args.data
     records = load_records(accelerator, data)
-    with accelerator.local_main_process_first():
-        cache = decode_once(
-            records.images, centre_square(args.model.resolution), show_progress=accelerator.is_local_main_process
-        )
+    cache = once_per_machine(accelerator, lambda: decode_once(records.images, centre_square(args.model.resolution)))
     records = records.without(cache.problems, data.max_skipped_share)
     rows = training_rows(records.table, data.max_train_samples, args.training.seed)
     conditions = find_conditions(records.table.iloc[rows], data.conditions, data.dataset_name)
-    return ConditionedImages(records, cache.pixels, conditions), rows
+    return ConditionedImages(records, cache.pixels, conditions, cache.content), rows
 
 
 def check_rows(images: ConditionedImages, train_rows: np.ndarray) -> None:

@@ -91,8 +91,8 @@ def make_task(records: Records, count: int, model_args: ModelArguments) -> Condi
     """The first `count` images, nearly all of them for training."""
     records = records.select(np.arange(len(records.table)) < count)
     records.table["split"] = np.where(np.arange(len(records.table)) < 20, "validation", "train")
-    pixels = decode_once(records.images, centre_square(model_args.resolution)).pixels
-    return ConditionedImages(records, pixels, find_conditions(records.table, [], records.name))
+    cache = decode_once(records.images, centre_square(model_args.resolution))
+    return ConditionedImages(records, cache.pixels, find_conditions(records.table, [], records.name), cache.content)
 
 
 def fixed_batch(model_args: ModelArguments, training: TrainingArguments) -> tuple[torch.Tensor, ...]:

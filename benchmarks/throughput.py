@@ -129,8 +129,9 @@ def make_task(records: Records, count: int, arguments: argparse.Namespace) -> Ta
     records.table["split"] = np.where(np.arange(len(records.table)) < 32, "validation", "train")
     network = create_classifier(arguments.model, target.label_names, pretrained=False, image_size=arguments.image_size)
     preprocessing = Preprocessing.from_model(network)
-    pixels = on_device(decode_once(records.images, preprocessing).pixels, PartialState().device)
-    return Task(records, target, labels, pixels, preprocessing)
+    cache = decode_once(records.images, preprocessing)
+    pixels = on_device(cache.pixels, PartialState().device)
+    return Task(records, target, labels, pixels, preprocessing, cache.content)
 
 
 def write_jpegs(task: Task, folder: str) -> None:

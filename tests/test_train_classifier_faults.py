@@ -1,6 +1,7 @@
 """The training script, run for real and small, with data, flags and rates that are wrong."""
 
 import io
+import os
 
 import numpy as np
 import pandas as pd
@@ -8,7 +9,8 @@ import PIL.Image
 import pytest
 from test_train_classifier import SHORT, TINY, launch
 
-from dataset_scripts.splits import read_manifest
+from dataset_scripts.splits import read_manifest, write_manifest
+from melanoma_fair_xai.engine.run_folder import remove
 
 
 def write_ham10000(folder, images: int = 160) -> pd.DataFrame:
@@ -68,6 +70,49 @@ def test_images_that_only_decoding_shows_broken_are_listed_too(tmp_path, monkeyp
     launch(monkeypatch, "--dataset_name", folder, *own, "--output_dir", tmp_path / "run", *SHORT)
     assert len(pd.read_csv(tmp_path / "run" / "skipped.csv")) == 2
     assert len(read_manifest(str(tmp_path / "run" / "split_manifest.csv"))) == 78
+
+
+def write_bitmaps(folder, images: int = 80) -> list[str]:
+    """A user's own folder of noise, whose sizes in bytes say nothing of the content; returns the flags for it."""
+    folder.mkdir()
+    rng = np.random.default_rng(2)
+    rows = [(f"{i}.bmp", f"i{i:02d}", ["mole", "cancer"][i // 2 % 2], f"person{i // 2:02d}") for i in range(images)]
+    for name, *_ in rows:
+        PIL.Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8)).save(folder / name)
+    table = pd.DataFrame(rows, columns=["file_name", "image_id", "what", "person"])
+    table.to_csv(folder / "metadata.csv", index=False)
+    flags = ["--label_column_name", "what", "--positive_labels", "cancer", "--lesion_column_name", "person"]
+    return ["--dataset_name", folder, *flags]
+
+
+def test_a_run_is_not_resumed_on_other_data_and_nothing_is_overwritten(tmp_path, monkeypatch, capsys):
+    run, data, fixed = tmp_path / "run", tmp_path / "data", tmp_path / "splits.csv"
+    manifest = pd.DataFrame({"image_id": [f"i{i:02d}" for i in range(80)]})
+    manifest["lesion_id"] = [f"person{i // 2:02d}" for i in range(80)]
+    manifest["split"] = np.repeat(["train", "validation", "test"], [48, 16, 16])
+    write_manifest(manifest, str(fixed))
+    flags = [*write_bitmaps(data), "--split_manifest", fixed, "--output_dir", run, *SHORT]
+    launch(monkeypatch, *flags, "--checkpointing_steps", 2)
+    for done in ("README.md", "model.safetensors", "checkpoint-3"):  # as if it had been killed after step 2
+        remove(run / done)
+    written = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+    def refused(said: str) -> bool:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            launch(monkeypatch, *flags, "--resume_from_checkpoint", "latest")
+        assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == written
+        return stop.value.code == 2 and f"checkpoint-2: written with {said}" in capsys.readouterr().err
+
+    before, content = (data / "0.bmp").stat(), (data / "0.bmp").read_bytes()
+    (data / "0.bmp").write_bytes(content[:-1] + bytes([content[-1] ^ 255]))  # of equal size
+    os.utime(data / "0.bmp", ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert refused("content of the images")
+    (data / "0.bmp").write_bytes(content)
+    moved = manifest["split"].to_numpy().copy()
+    moved[:16], moved[64:] = "test", "train"  # as many images of either split, of other lesions
+    write_manifest(manifest.assign(split=moved), str(fixed))
+    assert refused("split manifest")
 
 
 @pytest.mark.parametrize(

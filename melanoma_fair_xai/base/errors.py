@@ -19,6 +19,7 @@ _ADVICE = {
     errno.ENOSPC: "free some space, or choose a folder on another disk",
     errno.EDQUOT: "free some space, or choose a folder on another disk",
     errno.EFBIG: "no larger files are allowed here (ulimit -f)",
+    errno.ENOLCK: "the file system gives no locks; choose a folder on another",
     errno.EROFS: "choose a folder that can be written to",
     errno.EACCES: "check the permissions, or choose another folder",
     errno.EPERM: "check the permissions, or choose another folder",

@@ -16,6 +16,7 @@ from melanoma_fair_xai.data.cache import decode_once, on_device
 from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.data.loading import METADATA_COLUMNS, Records, add_synthetic, load_synthetic
 from melanoma_fair_xai.data.targets import Target, apply_target
+from melanoma_fair_xai.engine.launch import once_per_machine
 from melanoma_fair_xai.fairness.groups import DERIVED, group_columns
 
 
@@ -23,8 +24,8 @@ from melanoma_fair_xai.fairness.groups import DERIVED, group_columns
 class Task:
     """The data as a model sees them: row i of `records` has pixels[i] (uint8 H, W, 3), labels[i] and its split.
 
-    `pixels` are a memory map, or a tensor in the memory of a GPU (see `data.cache.on_device`); `fold` is the one that
-    its split test holds.
+    `pixels` are a memory map, or a tensor in the memory of a GPU (see `data.cache.on_device`); `content` is a digest
+    of the images that they were made of; `fold` is the one that its split test holds.
     """
 
     records: Records
@@ -32,6 +33,7 @@ class Task:
     labels: np.ndarray
     pixels: np.ndarray | torch.Tensor
     preprocessing: Preprocessing
+    content: str
     fold: int = 0
 
     def rows(self, split: str) -> np.ndarray:
@@ -48,12 +50,15 @@ def load_target(
     Generated images join the train split of the fold; `seed` draws them.
     """
     fold = parse_fold(data.fold)
-    with accelerator.local_main_process_first():
-        records = data.load(own_columns(data.group_by))
-        records = records.for_fold(fold)
-        if data.synthetic_dir:
-            synthetic = load_synthetic(data.synthetic_dir, records)
-            records = add_synthetic(records, synthetic, data.synthetic_ratio, seed, data.max_train_samples)
+
+    def load() -> Records:
+        records = data.load(own_columns(data.group_by)).for_fold(fold)
+        if not data.synthetic_dir:
+            return records
+        synthetic = load_synthetic(data.synthetic_dir, records)
+        return add_synthetic(records, synthetic, data.synthetic_ratio, seed, data.max_train_samples)
+
+    records = once_per_machine(accelerator, load)
     group_columns(records.table, data.group_by)
     selected = apply_target(records, data.target, data.confirmed_by_histology, info and info.label_names)
     if info and info.label_names != selected[1].label_names:
@@ -79,12 +84,10 @@ def make_task(
     preprocessing: Preprocessing,
 ) -> Task:
     """Decode the images, and set aside what cannot be."""
-    with accelerator.local_main_process_first():
-        cache = decode_once(records.images, preprocessing, show_progress=accelerator.is_local_main_process)
+    cache = once_per_machine(accelerator, lambda: decode_once(records.images, preprocessing))
     records = records.without(cache.problems, data.max_skipped_share)
-    task = Task(
-        records, target, labels, on_device(cache.pixels, accelerator.device), preprocessing, parse_fold(data.fold)
-    )
+    pixels = on_device(cache.pixels, accelerator.device)
+    task = Task(records, target, labels, pixels, preprocessing, cache.content, parse_fold(data.fold))
     counts = ", ".join(f"{name} {len(task.rows(name)):,}" for name in ("train", "validation", "test"))
     accelerator.print(f"{data.dataset_name}: {counts} images, {len(records.skipped)} skipped ({SKIPPED_NAME})")
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)

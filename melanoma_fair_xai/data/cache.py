@@ -1,6 +1,7 @@
 """The decode-once cache: every image is decoded and resized once, then read as uint8 through a memory map."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -14,68 +15,103 @@ import torch
 import xxhash
 from tqdm.auto import tqdm
 
-from melanoma_fair_xai.base.files import atomic_path, read_file
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import PARTIAL_PREFIX, atomic_path, file_digest, locked, read_file, write_json
 from melanoma_fair_xai.base.images import image_content_problem
 from melanoma_fair_xai.data.augmentation import Augmentation
 from melanoma_fair_xai.data.images import Preprocessing, open_rgb, pixel_transform
 
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 CHUNK = 256
+HASH = "xxh3_128"
+VARIABLE = "MELANOMA_FAIR_XAI_CACHE"
 
 
 @dataclasses.dataclass(frozen=True)
 class PixelCache:
-    """`pixels` uint8 (N, H, W, 3), read-only; `problems` gives a reason for each row that could not be decoded."""
+    """A file of pixels and what is known of it; pickled, it is its path.
 
-    pixels: np.ndarray
+    Attributes:
+        path: of the file.
+        problems: a reason for each row that could not be decoded.
+        content: a digest of the images that it was made of, whatever their names.
+    """
+
+    path: Path
     problems: dict[int, str]
+    content: str
+
+    @functools.cached_property
+    def pixels(self) -> np.ndarray:
+        """uint8 (N, H, W, 3), read-only."""
+        return np.load(self.path, mmap_mode="r")
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self.path, self.problems, self.content)
 
 
 def cache_folder() -> Path:
     """$MELANOMA_FAIR_XAI_CACHE, or ~/.cache/melanoma_fair_xai."""
-    return Path(os.environ.get("MELANOMA_FAIR_XAI_CACHE", Path.home() / ".cache" / "melanoma_fair_xai"))
+    return Path(os.environ.get(VARIABLE, Path.home() / ".cache" / "melanoma_fair_xai"))
 
 
 def decode_once(images: datasets.Dataset, preprocessing: Preprocessing, show_progress: bool = True) -> PixelCache:
     """The pixels, before normalisation, of column `image` (not decoded) of a data set.
 
-    The cache file is keyed by the images' content and the transform; a file that is torn is made again. Raises OSError
+    The cache file is keyed by the images' content and the transform. It is compared with the digest that was written
+    beside it, and made again if it is another; of several processes one makes it while the others wait. Raises OSError
     when the disk is full; nothing half written is left.
     """
-    path = cache_folder() / f"pixels-{_cache_key(images, preprocessing)}.npy"
-    cache = _read(path, len(images))
+    content = content_digest(images)
+    path = cache_folder() / f"pixels-{_cache_key(content, preprocessing)}.npy"
+    cache = _read(path, content)  # without the lock: the folder may be one that can only be read
     if cache is None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write(path, images, preprocessing, show_progress)
-        cache = _read(path, len(images))
+        with locked(path.with_suffix(".lock"), f"{path}: being made by another process"):
+            cache = _read(path, content)
+            if cache is None:
+                for left in path.parent.glob(f"{PARTIAL_PREFIX}*-{path.stem}.*"):  # by a process that was killed
+                    left.unlink()
+                _write(path, images, preprocessing, show_progress)
+                cache = _read(path, content)
+    if cache is None:
+        raise UserError(f"{path}: not what was written there; look at the disk, or name another folder in {VARIABLE}")
     return cache
 
 
-def _cache_key(images: datasets.Dataset, preprocessing: Preprocessing) -> str:
+def content_digest(images: datasets.Dataset) -> str:
+    """A digest of the bytes of all images in column `image` (not decoded), wherever they lie, in their order."""
     digest = xxhash.xxh3_128()
     for batch in images.with_format("arrow").iter(CHUNK):
         column = batch["image"].combine_chunks()
         for content, path in zip(column.field("bytes"), column.field("path"), strict=True):
-            if content.is_valid:
-                digest.update(content.as_buffer())
-            else:
-                status = os.stat(path.as_py())
-                digest.update(f"{path}\0{status.st_size}\0{status.st_mtime_ns}".encode())
+            digest.update(content.as_buffer() if content.is_valid else _read_bytes(path.as_py()))
             digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def _read_bytes(path: str) -> bytes:
+    try:
+        return read_file(path)
+    except OSError:
+        return b""  # decoding says what is wrong with it
+
+
+def _cache_key(content: str, preprocessing: Preprocessing) -> str:
     transform = {key: getattr(preprocessing, key) for key in ("input_size", "interpolation", "crop_pct", "crop_mode")}
-    facts = [CACHE_VERSION, timm.__version__, digest.hexdigest(), transform]
+    facts = [CACHE_VERSION, timm.__version__, content, transform]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:32]
 
 
-def _read(path: Path, count: int) -> PixelCache | None:
+def _read(path: Path, content: str) -> PixelCache | None:
+    """The cache in a file, or None if that is not there, or not what was written."""
     try:
-        pixels = np.load(path, mmap_mode="r")
-        problems = json.loads(path.with_suffix(".json").read_text())
-    except (OSError, ValueError, EOFError):
+        facts = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if file_digest(path, algorithm=HASH) != facts["digest"]:
+            return None
+        return PixelCache(path, {int(row): reason for row, reason in facts["problems"].items()}, content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    if pixels.shape[0] != count:
-        return None
-    return PixelCache(pixels, {int(row): reason for row, reason in problems.items()})
 
 
 def _write(path: Path, images: datasets.Dataset, preprocessing: Preprocessing, show_progress: bool) -> None:
@@ -113,8 +149,8 @@ def _write(path: Path, images: datasets.Dataset, preprocessing: Preprocessing, s
                 file.write(np.ascontiguousarray(result))
                 row += 1
             bar.update(len(batch["image"]))
-        with atomic_path(path.with_suffix(".json")) as facts:
-            Path(facts).write_text(json.dumps(problems))
+        file.flush()
+        write_json(path.with_suffix(".json"), {"digest": file_digest(partial, algorithm=HASH), "problems": problems})
 
 
 def on_device(pixels: np.ndarray, device: torch.device) -> np.ndarray | torch.Tensor:

@@ -24,11 +24,15 @@ from melanoma_fair_xai.engine.training import Learner, Validation
 
 @dataclass
 class ConditionedImages:
-    """Row i of `records` has pixels[i] (uint8 H, W, 3); `conditions` are those that its training rows give."""
+    """Row i of `records` has pixels[i] (uint8 H, W, 3); `conditions` are those that its training rows give.
+
+    `content` is a digest of the images that the pixels were made of.
+    """
 
     records: Records
     pixels: np.ndarray
     conditions: Conditions
+    content: str
 
     def rows(self, split: str) -> np.ndarray:
         return np.flatnonzero(self.records.table["split"] == split)
@@ -75,7 +79,10 @@ class DiffusionLearner(Learner):
             condition_dropout=options.condition_dropout,
             unconditional_share=options.unconditional_share,
         )
-        self.facts = {"split manifest": manifest_hash(images.records.manifest)}
+        self.facts = {
+            "split manifest": manifest_hash(images.records.manifest),
+            "content of the images": images.content,
+        }
 
     def loss(self, networks: dict[str, torch.nn.Module], batch: dict[str, Any]) -> torch.Tensor:
         images = scale(batch["pixels"]).contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import accelerate
 import torch
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import TorchDynamoPlugin, broadcast_object_list
+from accelerate.utils import TorchDynamoPlugin, broadcast_object_list, gather_object
 
 from melanoma_fair_xai.base.errors import UserError
 
@@ -105,6 +105,24 @@ def on_main_process(accelerator: accelerate.Accelerator, function: Callable[[], 
     if not succeeded:
         sys.exit(2)
     return result
+
+
+def once_per_machine(accelerator: accelerate.Accelerator, function: Callable[[], Result]) -> Result:
+    """Call `function` in the first process of each machine and give its (picklable) result to all others there.
+
+    If it raises in any, that one goes on raising, and the others end quietly with exit code 2.
+    """
+    if accelerator.num_processes == 1:
+        return function()
+    outcome: tuple | None = None if accelerator.is_local_main_process else ()
+    try:
+        if accelerator.is_local_main_process:
+            outcome = (function(),)
+    finally:
+        outcomes = gather_object([outcome])
+    if any(other is None for other in outcomes):
+        sys.exit(2)
+    return (outcome or outcomes[accelerator.process_index - accelerator.local_process_index])[0]
 
 
 def common_error(message: str) -> BaseException:

@@ -1,17 +1,23 @@
 """Files are whole or absent, and JSON holds only what JSON has."""
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import resource
+import threading
+from unittest.mock import Mock
 
+import filelock
 import numpy as np
 import pytest
 import torch
+import xxhash
 
 from melanoma_fair_xai.base import files
-from melanoma_fair_xai.base.files import atomic_path, file_digest, read_file, write_json
+from melanoma_fair_xai.base.errors import UserError, run_command
+from melanoma_fair_xai.base.files import atomic_path, file_digest, locked, read_file, write_json
 
 
 def test_atomic_path_keeps_the_old_file_when_writing_fails(tmp_path):
@@ -62,10 +68,67 @@ def test_write_json_writes_only_what_json_has(tmp_path):
     }
 
 
+def test_two_that_write_one_file_do_not_meet(tmp_path):
+    with atomic_path(tmp_path / "x") as one, atomic_path(tmp_path / "x") as two:
+        one.write_text("one")
+        two.write_text("two")
+    assert (tmp_path / "x").read_text() == "one" and os.listdir(tmp_path) == ["x"]
+
+
+@pytest.fixture
+def hold(tmp_path):
+    """Another's lock on a file, and what ends it."""
+    with open(tmp_path / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield lambda: fcntl.flock(file, fcntl.LOCK_UN)
+
+
+def test_a_lock_that_is_held_is_waited_for(tmp_path, hold, monkeypatch, capsys):
+    monkeypatch.setattr(files, "PATIENCE", 0.05)
+    threading.Timer(0.3, hold).start()
+    with locked(tmp_path / "lock", "the cache: being made"), open(tmp_path / "lock") as other:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert capsys.readouterr().err == "the cache: being made: waiting for it\n"
+    with locked(tmp_path / "lock", "free"):
+        assert not capsys.readouterr().err
+
+
+def test_a_lock_that_is_held_is_refused_at_once_where_nobody_waits(tmp_path, hold):
+    with (
+        pytest.raises(UserError, match="^the folder: in use$"),
+        locked(tmp_path / "lock", "the folder: in use", False),
+    ):
+        pytest.fail("held by another")
+    hold()
+    with locked(tmp_path / "lock", "the folder: in use", wait=False):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("problem", "said"),
+    [
+        (NotImplementedError("use SoftFileLock instead"), "lock: the file system has no locks; choose a folder"),
+        (OSError(errno.ENOLCK, "No locks available"), "writing: No locks available; the file system gives no locks"),
+    ],
+)
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, capsys, problem, said):
+    monkeypatch.setattr(filelock.FileLock, "acquire", Mock(side_effect=problem))
+
+    def main():
+        with locked(tmp_path / "lock", "busy"):
+            pytest.fail("there are no locks")
+
+    with pytest.raises(SystemExit):
+        run_command(main)
+    assert said in capsys.readouterr().err
+
+
 def test_a_digest_is_of_the_whole_file(tmp_path):
     (tmp_path / "x").write_bytes(b"ab" * (1 << 20))
     assert file_digest(tmp_path / "x") == hashlib.sha256(b"ab" * (1 << 20)).hexdigest()
     assert file_digest(tmp_path / "x", algorithm="md5") == hashlib.md5(b"ab" * (1 << 20)).hexdigest()
+    assert file_digest(tmp_path / "x", algorithm="xxh3_128") == xxhash.xxh3_128_hexdigest(b"ab" * (1 << 20))
     (tmp_path / "y").write_bytes(b"c")
     assert file_digest(tmp_path / "x", tmp_path / "y") == hashlib.sha256(b"ab" * (1 << 20) + b"c").hexdigest()
 

@@ -1,5 +1,8 @@
+import hashlib
 import io
+import multiprocessing
 import os
+import pickle
 from dataclasses import replace
 
 import datasets
@@ -9,6 +12,8 @@ import pytest
 import timm
 import torch
 
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.data import cache as cache_module
 from melanoma_fair_xai.data.cache import cache_folder, decode_once
 from melanoma_fair_xai.data.images import Preprocessing, normalise, open_rgb, pixel_transform
 from melanoma_fair_xai.diffusion.data import centre_square
@@ -22,6 +27,14 @@ def jpeg(seed: int, size: tuple[int, int] = (80, 60), **save_options) -> bytes:
     noise = np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     PIL.Image.fromarray(noise).resize(size, PIL.Image.Resampling.BICUBIC).save(buffer, "JPEG", **save_options)
+    return buffer.getvalue()
+
+
+def bitmap(seed: int) -> bytes:
+    """An image whose size in bytes says nothing about its content."""
+    buffer = io.BytesIO()
+    noise = np.random.default_rng(seed).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    PIL.Image.fromarray(noise).save(buffer, "BMP")
     return buffer.getvalue()
 
 
@@ -56,17 +69,19 @@ def test_the_cache_is_read_again_and_made_anew_when_content_or_transform_change(
 
 @pytest.mark.parametrize(
     ("preprocessing", "key"),
-    [(PREPROCESSING, "d2f3fea635ec6ba7e3db06b48951960d"), (centre_square(64), "26150f34e4f67b9901ad86d2968f4efd")],
+    [(PREPROCESSING, "bd435046bc82e9a468b00e0d74090d30"), (centre_square(64), "625c663a75c2ec8863fca0561cc8dd3f")],
     ids=["classifier", "generator"],
 )
 def test_caches_that_exist_keep_their_names(preprocessing, key, monkeypatch):
-    """The names are those of earlier versions; what was decoded then is not decoded again."""
+    """What an earlier version decoded is not decoded again."""
     monkeypatch.setattr(timm, "__version__", "1.0.31")
     decode_once(as_dataset([b"one", b"two"]), preprocessing, show_progress=False)
     assert (cache_folder() / f"pixels-{key}.npy").is_file()
 
 
-@pytest.mark.parametrize("damage", ["truncated", "overwritten", "without its list of problems"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "overwritten", "one bit", "without its list of problems", "a list without a digest"]
+)
 def test_a_torn_cache_is_made_again(damage):
     data = as_dataset([jpeg(seed) for seed in range(20, 24)])
     whole = np.array(decode_once(data, PREPROCESSING, show_progress=False).pixels)
@@ -75,9 +90,87 @@ def test_a_torn_cache_is_made_again(damage):
         path.write_bytes(path.read_bytes()[:-100])
     elif damage == "overwritten":
         path.write_bytes(b"something else")
-    else:
+    elif damage == "one bit":
+        content = bytearray(path.read_bytes())
+        content[-1000] ^= 1
+        path.write_bytes(content)
+    elif damage == "without its list of problems":
         path.with_suffix(".json").unlink()
+    else:
+        path.with_suffix(".json").write_text("{}")
     assert np.array_equal(decode_once(data, PREPROCESSING, show_progress=False).pixels, whole)
+
+
+def test_a_disk_that_keeps_something_else_is_named(monkeypatch):
+    data = as_dataset([jpeg(seed) for seed in range(24, 28)])
+    monkeypatch.setattr(cache_module, "_write", lambda path, *_: path.write_bytes(b"something else"))
+    with pytest.raises(UserError, match=r"pixels-\w+.npy: not what was written there; .* MELANOMA_FAIR_XAI_CACHE"):
+        decode_once(data, PREPROCESSING, show_progress=False)
+
+
+def test_what_a_killed_process_left_is_removed_and_that_of_others_is_not():
+    data = as_dataset([jpeg(seed) for seed in range(44, 46)])
+    path = decode_once(data, PREPROCESSING, show_progress=False).path
+    path.unlink()
+    torn, others = (path.with_name(f".partial-0a1b2c3d-{name}.npy") for name in (path.stem, "pixels-of-another"))
+    torn.touch(), others.touch()
+    decode_once(data, PREPROCESSING, show_progress=False)
+    assert path.is_file() and not torn.exists() and others.exists()
+
+
+def decode_beside_another(contents: list[bytes], start, results) -> None:
+    """In a process of its own: what it reads, once both are there."""
+    torch.set_num_threads(1)
+    data = as_dataset(contents)
+    start.wait()
+    results.put(hashlib.sha256(decode_once(data, PREPROCESSING, show_progress=False).pixels.tobytes()).hexdigest())
+
+
+@pytest.mark.parametrize("pairs", [3, pytest.param(40, marks=pytest.mark.slow)])
+def test_processes_that_make_one_cache_at_the_same_time_read_the_same(pairs, tmp_path, monkeypatch, record_property):
+    contents = [jpeg(seed) for seed in range(60, 90)]
+    expected = hashlib.sha256()
+    for content in contents:
+        expected.update(pixel_transform(PREPROCESSING)(open_rgb(content)).permute(1, 2, 0).numpy().tobytes())
+    context = multiprocessing.get_context("fork")
+    found = []
+    for pair in range(pairs):
+        monkeypatch.setenv("MELANOMA_FAIR_XAI_CACHE", str(tmp_path / str(pair)))
+        start, results = context.Barrier(2), context.Queue()
+        arguments = (contents, start, results)
+        processes = [context.Process(target=decode_beside_another, args=arguments) for _ in range(2)]
+        for process in processes:
+            process.start()
+        found += [results.get(timeout=60) for _ in processes]
+        for process in processes:
+            process.join()
+            assert process.exitcode == 0
+        left = decode_once(as_dataset(contents), PREPROCESSING, show_progress=False)
+        found.append(hashlib.sha256(left.pixels.tobytes()).hexdigest())
+        assert {path.suffix for path in (tmp_path / str(pair)).iterdir()} == {".npy", ".json", ".lock"}
+    assert found == [expected.hexdigest()] * (3 * pairs)
+    record_property("measured", f"{pairs} pairs of processes: {pairs} right caches, {2 * pairs} right readings")
+
+
+def test_a_replaced_image_of_equal_path_size_and_time_gives_its_own_pixels(tmp_path):
+    contents = [bitmap(seed) for seed in (0, 1)]
+    path = tmp_path / "a.bmp"
+    rows = [{"image": {"bytes": None, "path": str(path)}}]
+    data = datasets.Dataset.from_list(rows, features=datasets.Features({"image": datasets.Image(decode=False)}))
+    read = []
+    for content in contents:
+        path.write_bytes(content)
+        os.utime(path, ns=(10**18, 10**18))
+        read.append(decode_once(data, PREPROCESSING, show_progress=False))
+        assert np.array_equal(read[-1].pixels[0], pixel_transform(PREPROCESSING)(open_rgb(content)).permute(1, 2, 0))
+    assert len(contents[0]) == len(contents[1]) and read[0].content != read[1].content
+
+
+def test_a_cache_is_handed_to_another_process_as_its_path():
+    cache = decode_once(as_dataset([jpeg(1)]), PREPROCESSING, show_progress=False)
+    assert cache.pixels.shape == (1, 32, 32, 3)
+    handed = pickle.dumps(cache)
+    assert len(handed) < 1000 and np.array_equal(pickle.loads(handed).pixels, cache.pixels)
 
 
 def test_broken_images_are_told_apart_by_row_and_lose_nothing_else():

@@ -33,7 +33,7 @@ def images() -> ConditionedImages:
     ).assign(diagnosis=[*DIAGNOSES, *["nv"] * 6], melanoma=0, source="clinic", fitzpatrick="unknown")
     records = Records("planted", datasets.Dataset.from_dict({}), table, pd.DataFrame())
     pixels = np.random.default_rng(0).integers(0, 256, (14, 8, 8, 3), dtype=np.uint8)
-    return ConditionedImages(records, pixels, find_conditions(table[:8], [], "here"))
+    return ConditionedImages(records, pixels, find_conditions(table[:8], [], "here"), content="drawn")
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 import signal
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.engine.launch import _check_processes, check_finite, explained_errors
+from melanoma_fair_xai.engine import launch
+from melanoma_fair_xai.engine.launch import _check_processes, check_finite, explained_errors, once_per_machine
 
 
 @pytest.fixture(autouse=True)
@@ -55,3 +57,38 @@ def test_ends_without_a_fault_in_the_run_are_explained(error, message):
 def test_faults_stay_what_they_are():
     with pytest.raises(RuntimeError, match="shapes differ"), explained_errors():
         raise RuntimeError("shapes differ")
+
+
+def call_once_per_machine(monkeypatch, process: int, outcomes: list) -> list:
+    """What process `process` of two machines with two each gets, and whether it called the function itself."""
+    gathered = []
+
+    def gather(own: list) -> list:
+        gathered.extend(own)
+        return outcomes
+
+    monkeypatch.setattr(launch, "gather_object", gather)
+    accelerator = SimpleNamespace(
+        num_processes=4, process_index=process, local_process_index=process % 2, is_local_main_process=process % 2 == 0
+    )
+    calls = []
+    result = once_per_machine(accelerator, lambda: calls.append(process) or f"made by {process}")
+    return [result, calls, gathered]
+
+
+def test_what_is_done_once_per_machine_is_handed_to_the_others_there(monkeypatch):
+    outcomes = [("made by 0",), (), ("made by 2",), ()]
+    assert call_once_per_machine(monkeypatch, 0, outcomes) == ["made by 0", [0], [("made by 0",)]]
+    assert call_once_per_machine(monkeypatch, 1, outcomes) == ["made by 0", [], [()]]
+    assert call_once_per_machine(monkeypatch, 3, outcomes) == ["made by 2", [], [()]]
+
+
+def test_if_one_machine_fails_the_others_end_quietly(monkeypatch):
+    for process in (0, 1, 3):
+        with pytest.raises(SystemExit) as ended:
+            call_once_per_machine(monkeypatch, process, [("made by 0",), (), None, ()])
+        assert ended.value.code == 2
+    monkeypatch.setattr(launch, "gather_object", lambda own: own)
+    accelerator = SimpleNamespace(num_processes=4, process_index=2, local_process_index=0, is_local_main_process=True)
+    with pytest.raises(ZeroDivisionError):
+        once_per_machine(accelerator, lambda: 1 / 0)
