@@ -251,7 +251,7 @@ def write_metadata(folder: Path, conditions: pd.DataFrame, settings: dict[str, A
     """metadata.csv, with which the folder is an ImageFolder, and what to do with it."""
     import pandas as pd
 
-    from melanoma_fair_xai.base.files import atomic_path
+    from melanoma_fair_xai.base.tables import write_csv
     from melanoma_fair_xai.diffusion.generation import METADATA_NAME, read_record
 
     paths = [image_path(folder, index, settings["image_format"]) for index in range(len(conditions))]
@@ -273,8 +273,7 @@ def write_metadata(folder: Path, conditions: pd.DataFrame, settings: dict[str, A
             f"{table['rejected'].sum()} likely copies made anew, {table['copy'].sum()} left after {ATTEMPTS} attempts"
         )
     table["lesion_id"] = table["image_id"]
-    with atomic_path(folder / METADATA_NAME) as path:
-        table.replace("unknown", None).to_csv(path, index=False)
+    write_csv(table.replace("unknown", None), folder / METADATA_NAME)
     print(f"{len(table)} images and {METADATA_NAME} in {folder}; read them with")
     print(f"  load_dataset('imagefolder', data_dir='{folder}')")
 

@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.flags import check_flags
 from melanoma_fair_xai.base.processes import map_in_order
+from melanoma_fair_xai.base.tables import write_csv
 
 from .raw_files import content_hash, read_bytes
 from .schema import SKIPPED_NAME, record_features
@@ -136,8 +136,7 @@ class LesionBuilder(datasets.GeneratorBasedBuilder):
         self._write_table(self.skipped, SKIPPED_NAME)
 
     def _write_table(self, table: pd.DataFrame, name: str) -> None:
-        with atomic_path(os.path.join(self._output_dir, name)) as path:
-            table.to_csv(path, index=False)
+        write_csv(table, os.path.join(self._output_dir, name))
 
 
 def _split_rank(name: str) -> int:

@@ -8,7 +8,7 @@ import datasets
 import pandas as pd
 from huggingface_hub import DatasetCardData
 
-from melanoma_fair_xai.base.tables import markdown_table
+from melanoma_fair_xai.base.tables import markdown_code, markdown_table
 
 from .builder import LesionBuilder
 from .schema import MELANOMA_NAMES, SKIPPED_NAME
@@ -59,7 +59,7 @@ def dataset_card(builder: LesionBuilder, data_files: Mapping[str, str]) -> str:
         skipped=f"{len(builder.skipped):,}",
         skipped_name=SKIPPED_NAME,
         columns=markdown_table(
-            ["column", "type"], [(f"`{column}`", _type_text(kind)) for column, kind in info.features.items()]
+            ["column", "type"], [(markdown_code(column), _type_text(kind)) for column, kind in info.features.items()]
         ),
         licence=f"Licence: {source.licence}. {source.homepage}".strip(),
         citation=f"```bibtex\n{source.citation}\n```" if source.citation else "",

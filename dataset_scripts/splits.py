@@ -10,6 +10,7 @@ import pandas as pd
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.tables import csv_text, plain_cells
 
 from .schema import check_unique
 
@@ -102,15 +103,13 @@ def check_disjoint(lesion_ids: Sequence[str], splits: Sequence[str], where: str)
         )
 
 
-def _manifest_text(manifest: pd.DataFrame) -> str:
-    return (
-        manifest[["image_id", "lesion_id", "split"]].sort_values("image_id").to_csv(index=False, lineterminator="\n")
-    )
+def _in_order(manifest: pd.DataFrame) -> pd.DataFrame:
+    return manifest[["image_id", "lesion_id", "split"]].sort_values("image_id")
 
 
 def manifest_hash(manifest: pd.DataFrame) -> str:
     """SHA-256 of a split manifest (columns image_id, lesion_id, split), whatever the order of its rows."""
-    return hashlib.sha256(_manifest_text(manifest).encode()).hexdigest()
+    return hashlib.sha256(_in_order(manifest).to_csv(index=False, lineterminator="\n").encode()).hexdigest()
 
 
 def write_manifest(manifest: pd.DataFrame, path: str) -> str:
@@ -122,7 +121,7 @@ def write_manifest(manifest: pd.DataFrame, path: str) -> str:
     check_disjoint(manifest["lesion_id"], manifest["split"], path)
     digest = manifest_hash(manifest)
     with atomic_path(path) as partial:
-        partial.write_bytes(f"# sha256 {digest}\n{_manifest_text(manifest)}".encode())
+        partial.write_bytes(f"# sha256 {digest}\n{csv_text(_in_order(manifest))}".encode())
     return digest
 
 
@@ -136,7 +135,7 @@ def read_manifest(path: str) -> pd.DataFrame:
     with open(path, encoding="utf-8", newline="") as file:
         head, body = file.readline(), file.read()
     try:
-        manifest = pd.read_csv(io.StringIO(body), dtype=str, keep_default_na=False)
+        manifest = plain_cells(pd.read_csv(io.StringIO(body), dtype=str, keep_default_na=False))
     except (ValueError, pd.errors.ParserError):
         manifest = pd.DataFrame()
     if head.split()[:2] != ["#", "sha256"] or list(manifest.columns) != ["image_id", "lesion_id", "split"]:

@@ -17,7 +17,7 @@ from dataset_scripts.sources import SOURCES
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.flags import Parser
-from melanoma_fair_xai.base.tables import markdown_table
+from melanoma_fair_xai.base.tables import markdown_code, markdown_table
 from release.tables import CARDS
 
 SOURCE = SOURCES["fitzpatrick17k"]
@@ -103,7 +103,8 @@ def annotations_card(annotations: pd.DataFrame) -> str:
     configurations = []
     for name, (text, chosen) in CONFIGURATIONS.items():
         rows = usable[chosen(usable)]
-        configurations.append((f"`{name}`", text, f"{len(rows):,}", f"{(rows['melanoma'] == 'melanoma').sum():,}"))
+        melanomas = (rows["melanoma"] == "melanoma").sum()
+        configurations.append((markdown_code(name), text, f"{len(rows):,}", f"{melanomas:,}"))
     metadata = DatasetCardData(
         license=SOURCE.licence,
         pretty_name=f"{SOURCE.title}, annotations",

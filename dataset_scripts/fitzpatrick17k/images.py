@@ -12,6 +12,7 @@ import pandas as pd
 from melanoma_fair_xai.base.errors import READ_ERRORS, read_problem
 from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.images import image_content_problem, open_image
+from melanoma_fair_xai.base.tables import write_csv
 
 from ..downloads import fetch_all
 from ..duplicates import perceptual_hash
@@ -107,7 +108,6 @@ def download_images(
                     path.write_bytes(content)
     finally:
         table = pd.DataFrame(failures, columns=["image_id", "url", "reason"])
-        with atomic_path(os.path.join(folder, FAILURES_NAME)) as path:
-            table.to_csv(path, index=False)
+        write_csv(table, os.path.join(folder, FAILURES_NAME))
     print(f"{len(url_of) - len(table):,} fetched; {len(table):,} could not be had, listed in {FAILURES_NAME}")
     return table

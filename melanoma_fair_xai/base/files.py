@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import secrets
 import stat
 import sys
@@ -61,6 +62,17 @@ def locked(path: str | os.PathLike, busy: str, wait: bool = True) -> Iterator[No
         yield
     finally:
         lock.release()
+
+
+def file_stem(name: str) -> str:
+    """A file's name without its suffix for any name, each its own: at most 100 letters, digits, dots, dashes, `_`.
+
+    A name of these alone stays as it is; others end in a part of their SHA-256.
+    """
+    if re.fullmatch(r"\w[\w.-]{0,99}", name, re.ASCII) and not re.search(r"-[0-9a-f]{16}$", name):
+        return name
+    digest = hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return f"{re.sub(r'[^a-zA-Z0-9.-]+', '_', name).lstrip('.-')[:80]}-{digest}"
 
 
 def sync_to_disk(path: pathlib.Path) -> None:

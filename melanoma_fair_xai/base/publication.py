@@ -100,7 +100,7 @@ def collect(
                 files[name] = _published_text(path).encode()
             else:
                 files[name] = path
-    for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", card.content):
+    for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", card.text):
         if ":" not in link and link not in files:
             raise UserError(f"{folder / CARD_NAME}: shows {link}, which is not there; write the card again")
     return Publication(

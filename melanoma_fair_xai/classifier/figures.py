@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from melanoma_fair_xai.base.tables import figure_text
 from melanoma_fair_xai.fairness.figures import roc_curve
 from melanoma_fair_xai.fairness.metrics import point_values
 from melanoma_fair_xai.fairness.predictions import sample_of
@@ -35,7 +36,7 @@ def plot_training(history: list[dict], path: Path, title: str) -> None:
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.legend(frameon=False)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title)
+    figure.suptitle(figure_text(title))
     _save(figure, path)
 
 
@@ -52,7 +53,7 @@ def plot_roc(predictions: dict[str, pd.DataFrame], path: Path, title: str) -> No
         label = f"{split}: AUC {values['roc_auc']:.3f}\n({sample.labels.sum()} melanomas of {len(sample)})"
         axis.plot(*roc_curve(sample), color=colour, label=label)
         axis.plot(1 - values["specificity"], values["sensitivity"], "o", color=colour)
-    axis.set(xlabel="1 - specificity", ylabel="sensitivity", title=title, aspect="equal")
+    axis.set(xlabel="1 - specificity", ylabel="sensitivity", title=figure_text(title), aspect="equal")
     axis.legend(frameon=False, loc="lower right", title="dot: the threshold")
     axis.spines[["top", "right"]].set_visible(False)
     _save(figure, path)

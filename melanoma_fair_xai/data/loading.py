@@ -38,9 +38,9 @@ from dataset_scripts.splits import (
     write_manifest,
 )
 from melanoma_fair_xai.base.errors import UserError, read_problem
-from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.hub_client import hub_problem
 from melanoma_fair_xai.base.processes import available_cores
+from melanoma_fair_xai.base.tables import plain_cells, write_csv
 
 UNUSABLE = "unusable"
 MASK_COLUMNS = ("mask", "artefact_mask")
@@ -90,8 +90,7 @@ class Records:
 
     def write_skipped(self, folder: Path) -> None:
         """Write skipped.csv, what could not be used and why."""
-        with atomic_path(folder / SKIPPED_NAME) as path:
-            self.skipped.to_csv(path, index=False)
+        write_csv(self.skipped, folder / SKIPPED_NAME)
 
     def select(self, keep: np.ndarray) -> "Records":
         """The rows where `keep` (bool, one per row) holds."""
@@ -147,12 +146,11 @@ def load_records(
         builder = _builder(dataset_name, config_name, data_dir, max_skipped_share)
         builder.download_and_prepare()
         splits = builder.as_dataset()
-        skipped = pd.read_csv(Path(builder.cache_dir) / SKIPPED_NAME, dtype=str, keep_default_na=False)
+        skipped = _read_skipped(Path(builder.cache_dir))
     else:
         splits = _load_dataset(dataset_name, config_name, data_dir)
-        prepared = Path(dataset_name) / SKIPPED_NAME
-        if prepared.is_file():
-            skipped = pd.read_csv(prepared, dtype=str, keep_default_na=False)
+        if Path(dataset_name, SKIPPED_NAME).is_file():
+            skipped = _read_skipped(Path(dataset_name))
     tables = [_read_table(part, columns, dataset_name, name) for name, part in splits.items()]
     table = pd.concat(tables, ignore_index=True)
     check_unique(table["image_id"], "image", dataset_name)
@@ -180,6 +178,10 @@ def _unusable_rows(records: Records) -> dict[int, str]:
                     problems[row] = f"no such file: {path}" if path else "no image"
                 row += 1
     return problems
+
+
+def _read_skipped(folder: Path) -> pd.DataFrame:
+    return plain_cells(pd.read_csv(folder / SKIPPED_NAME, dtype=str, keep_default_na=False))
 
 
 def _builder(name: str, config_name: str | None, data_dir: str | None, max_skipped_share: float) -> LesionBuilder:
@@ -358,13 +360,12 @@ def load_synthetic(folder: str, real: Records) -> Records:
     # A generator may have learned melanoma or not instead of the diagnoses.
     meaning = {"benign": 0, "melanoma": 1}
     meaning |= dict(zip(real.table["diagnosis"], real.table["melanoma"], strict=True)) | {UNKNOWN: None}
-    diagnoses = _names(part, "diagnosis")
+    diagnoses = plain_cells(pd.DataFrame({"diagnosis": _names(part, "diagnosis")}))["diagnosis"]
     strange = sorted(set(diagnoses) - set(meaning))
     if strange:
         raise UserError(f"{folder}: diagnosis {strange[0]} is none of {real.name}'s ({', '.join(sorted(meaning))})")
-    table = _read_table(
-        part.add_column("melanoma", [meaning[name] for name in diagnoses]), ColumnNames(), folder, "train"
-    )
+    part = part.add_column("melanoma", [meaning[name] for name in diagnoses])
+    table = plain_cells(_read_table(part, ColumnNames(), folder, "train"))
     check_unique(table["image_id"], "image", folder)
     if not is_synthetic(table).all():
         raise UserError(f"{folder}: not only generated images; give what generate.py wrote")

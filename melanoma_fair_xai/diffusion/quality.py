@@ -56,6 +56,7 @@ def main() -> None:
 def measure(arguments: argparse.Namespace) -> None:
     from dataset_scripts.splits import assign_folds, lesion_strata
     from melanoma_fair_xai.base.files import atomic_path, write_json
+    from melanoma_fair_xai.base.tables import write_csv
     from melanoma_fair_xai.data.loading import is_synthetic, load_records, load_synthetic
     from melanoma_fair_xai.diffusion import sample_report
     from melanoma_fair_xai.engine.launch import create_accelerator
@@ -85,8 +86,7 @@ def measure(arguments: argparse.Namespace) -> None:
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for name, table in (("quality.csv", metrics), ("copies.csv", copies), ("copy_shares.csv", shares)):
-        with atomic_path(folder / name) as path:
-            table.to_csv(path, index=False)
+        write_csv(table, folder / name)
     sample_report.plot_nearest_pairs(copies, generated, training, folder / "nearest_pairs.png")
     write_json(folder / FACTS_NAME, facts(arguments))
     text = sample_report.to_markdown(

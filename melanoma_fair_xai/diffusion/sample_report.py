@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from dataset_scripts.schema import UNKNOWN
 from dataset_scripts.skin_colour import rgb_to_lab
 from melanoma_fair_xai.base.files import atomic_path
-from melanoma_fair_xai.base.tables import markdown_table, number
+from melanoma_fair_xai.base.tables import markdown_table, markdown_text, number
 from melanoma_fair_xai.data.cache import decode_once
 from melanoma_fair_xai.data.images import Preprocessing, normalise
 from melanoma_fair_xai.data.loading import Records
@@ -212,7 +212,7 @@ def to_markdown(metrics: pd.DataFrame, shares: pd.DataFrame, title: str) -> str:
     ]
     return "\n\n".join(
         [
-            f"# Quality of generated images: {title}",
+            f"# Quality of generated images: {markdown_text(title)}",
             "The floor is what held-out real images score against the same real images, at the same number. ± is the "
             "standard deviation over subsets for KID, and between images for Lab.",
             markdown_table(["images", "generated / reference", "metric", "generated", "floor (real)"], table),

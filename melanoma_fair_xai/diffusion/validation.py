@@ -14,6 +14,7 @@ from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.images import open_image
 from melanoma_fair_xai.base.seeding import sample_generator
+from melanoma_fair_xai.base.tables import figure_text
 from melanoma_fair_xai.diffusion.data import Conditions, scale
 from melanoma_fair_xai.diffusion.pipeline_lesion import LesionPipeline
 from melanoma_fair_xai.diffusion.process import training_target
@@ -128,11 +129,11 @@ def draw_sheet(images: np.ndarray, rows: list[str], columns: list[str], path: Pa
     figure = Figure(figsize=(1.2 + 0.95 * len(columns), 0.9 + 0.95 * len(rows)), layout="constrained")
     axis = figure.subplots()
     axis.imshow(canvas, interpolation="nearest")
-    axis.set_xticks([(column + 0.5) * (width + gap) for column in range(len(columns))], columns)
-    axis.set_yticks([(row + 0.5) * (height + gap) for row in range(len(rows))], rows)
+    axis.set_xticks([(column + 0.5) * (width + gap) for column in range(len(columns))], map(figure_text, columns))
+    axis.set_yticks([(row + 0.5) * (height + gap) for row in range(len(rows))], map(figure_text, rows))
     axis.tick_params(length=0, labeltop=True, labelbottom=False)
     axis.spines[:].set_visible(False)
-    figure.suptitle(title, fontsize=10)
+    figure.suptitle(figure_text(title), fontsize=10)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as partial:
         figure.savefig(partial, dpi=110, metadata={"Software": None})

@@ -7,6 +7,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from melanoma_fair_xai.base.tables import figure_text
+
 from .batches import Explanations
 from .controls import CASCADE, CONTROLS
 from .fidelity import PERCENTILES
@@ -96,7 +98,7 @@ def plot_groups(groups: pd.DataFrame, titles: dict[str, str], path: Path) -> Non
             _interval(axis, places[row.group_column, row.group], row.mean, row.low, row.high, colour)
             if overall:
                 axis.axvline(row.mean, color="0.8", linewidth=0.8, zorder=0)
-        names = [f"{column}: {group}" if column != "all" else "all" for column, group in places]
+        names = [figure_text(f"{column}: {group}" if column != "all" else "all") for column, group in places]
         axis.set_yticks(list(places.values()), names if number == 0 else [""] * len(names), fontsize=8)
         axis.set_ylim(-len(places) + 0.4, 0.6)
         axis.set_title(titles[measure], fontsize=9)

@@ -2,7 +2,6 @@
 
 import base64
 import platform
-import re
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,8 +14,8 @@ import timm
 import torch
 from tqdm.auto import tqdm
 
-from melanoma_fair_xai.base.files import atomic_path
-from melanoma_fair_xai.base.tables import number
+from melanoma_fair_xai.base.files import atomic_path, file_stem
+from melanoma_fair_xai.base.tables import number, write_csv
 
 from . import figures, rendering
 from .batches import Explanations, Options
@@ -54,11 +53,11 @@ def write_report(folder: Path, explanations: Explanations, pixels: np.ndarray, f
     for name, write in {
         "attributions.parquet": lambda path: table.to_parquet(path, index=False),
         "attributions.npz": lambda path: save_maps(path, explanations),
-        "controls.csv": lambda path: comparison.to_csv(path, index=False),
-        "groups.csv": lambda path: groups.to_csv(path, index=False),
     }.items():
         with atomic_path(folder / name) as path:
             write(path)
+    write_csv(comparison, folder / "controls.csv")
+    write_csv(groups, folder / "groups.csv")
     write_overlays(folder / "overlays", table, pixels, explanations.maps)
     pictures = draw_figures(folder / "figures", explanations, comparison, groups, pixels, facts, gallery)
     page = render_page(table, comparison, groups, pictures, facts)
@@ -78,7 +77,7 @@ def write_overlays(folder: Path, table: pd.DataFrame, pixels: np.ndarray, maps: 
     """One JPEG per image: itself, its heat map, its contours."""
     folder.mkdir(exist_ok=True)
     for row, name in enumerate(tqdm(table["image_id"], desc="overlays", unit="image")):
-        with atomic_path(folder / f"{re.sub(r'[^-.A-Za-z0-9]+', '_', name)}.jpg") as path:
+        with atomic_path(folder / f"{file_stem(name)}.jpg") as path:
             rendering.overlay(pixels[row], maps[row]).save(path, quality=88)
 
 

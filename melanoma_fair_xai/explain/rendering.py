@@ -9,6 +9,8 @@ import PIL.Image
 import torch
 from matplotlib.figure import Figure
 
+from melanoma_fair_xai.base.tables import figure_text
+
 from .attributions import map_problems
 from .summary import ERROR_TITLES
 
@@ -94,7 +96,9 @@ def plot_gallery(table: pd.DataFrame, pixels: np.ndarray, maps: np.ndarray, coun
             axis.axis("off")
         for column, row in enumerate(rows):
             record = table.iloc[row]
-            title = f"{record['image_id']}\nscore {record['score']:.2f}, threshold {record['threshold']:.2f}"
+            title = (
+                f"{figure_text(record['image_id'])}\nscore {record['score']:.2f}, threshold {record['threshold']:.2f}"
+            )
             if record["map_problem"]:
                 title += f"\nmap: {record['map_problem']}"
             axes[0, column].set_title(title, fontsize=7)

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import atomic_path
-from melanoma_fair_xai.base.tables import markdown_table, number
+from melanoma_fair_xai.base.tables import Markdown, markdown_table, markdown_text, number, write_csv
 
 from .bootstrap import estimate_parts
 from .estimates import Difference, Estimate, subtract
@@ -48,10 +48,10 @@ class Comparison:
     def to_markdown(self) -> str:
         """Methods in words, then a section for every model."""
         tested = sum(not math.isnan(row.p) for row in self.differences)
-        primary = f" and in each group of {self.primary}" if self.primary else ""
+        primary = f" and in each group of {markdown_text(self.primary)}" if self.primary else ""
         methods = (
-            f"Paired differences from {self.baseline} on the same lesions, with marginal 95 % intervals: squared and "
-            "added limits with the correlation that the common lesions give. p-values "
+            f"Paired differences from {markdown_text(self.baseline)} on the same lesions, with marginal 95 % "
+            "intervals: squared and added limits with the correlation that the common lesions give. p-values "
             f"are adjusted by Holm over {tested} differences: {titles(lambda m: m.tested)} of every model, in all "
             f"images{primary}.\n\n"
             "A gap is a group's value minus the reference group's. Levelling down stands where a gap in "
@@ -71,7 +71,8 @@ class Comparison:
             for row in self.differences
             if row.model == model and row.estimable
         ]
-        parts = [f"## {model} against {self.baseline}", markdown_table(header, rows)]
+        title = f"## {markdown_text(model)} against {markdown_text(self.baseline)}"
+        parts = [title, markdown_table(header, rows)]
         gaps = [row for row in self.gaps if row.model == model]
         if gaps:
             header = ["grouping", "gap", "metric", self.baseline, model, "change", ""]
@@ -87,8 +88,7 @@ class Comparison:
         """Write comparison.csv and comparison.md to a folder."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / "comparison.csv") as path:
-            self.to_pandas().to_csv(path, index=False)
+        write_csv(self.to_pandas(), folder / "comparison.csv")
         with atomic_path(folder / "comparison.md") as path:
             path.write_text("# Models compared\n\n" + self.to_markdown(), encoding="utf-8")
 
@@ -165,7 +165,7 @@ def _image_keys(table: pd.DataFrame, name: str) -> pd.Index:
 def _flag(row: GapChange) -> str:
     if not row.levelling_down:
         return ""
-    return "**levelling down**" if row.loss_is_clear else "levelling down, within chance"
+    return Markdown("**levelling down**") if row.loss_is_clear else "levelling down, within chance"
 
 
 def _compare_column(

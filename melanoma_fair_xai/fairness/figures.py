@@ -11,7 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from dataset_scripts.schema import UNKNOWN
-from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.files import atomic_path, file_stem
+from melanoma_fair_xai.base.tables import figure_text
 
 from .estimates import rate, subtract
 from .metrics import METRICS
@@ -47,8 +48,7 @@ def draw_figures(
     if len(shown) > 1 and sample.thresholds is not None:
         figures["gap"] = plot_gap(sample, column, shown, title)
     folder.mkdir(parents=True, exist_ok=True)
-    plain = "".join(c if c.isalnum() or c in "-_" else "_" for c in name)
-    names = [f"fairness_{plain}_{kind}.png" for kind in figures]
+    names = [f"fairness_{file_stem(name)}_{kind}.png" for kind in figures]
     for file, figure in zip(names, figures.values(), strict=True):
         with atomic_path(folder / file) as path:
             figure.savefig(path, dpi=DPI, metadata={"Software": None})
@@ -65,7 +65,7 @@ def curve_groups(rows: Sequence[GroupMetric], reference: str | None) -> dict[str
 
 def label_of(row: GroupMetric) -> str:
     """A group with its counts."""
-    return f"{row.group} (n {row.n:,}, {row.melanomas:,} mel.)"
+    return f"{figure_text(row.group)} (n {row.n:,}, {row.melanomas:,} mel.)"
 
 
 def plot_forest(overall: Sequence[GroupMetric], rows: Sequence[GroupMetric], column: str, title: str) -> Figure:
@@ -94,7 +94,7 @@ def plot_forest(overall: Sequence[GroupMetric], rows: Sequence[GroupMetric], col
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(metrics) :]:
         axis.set_visible(False)
-    _set_title(figure, f"by {column}: value and 95 % interval; grey: all images; ×: not estimable", title)
+    _set_title(figure, f"by {figure_text(column)}: value and 95 % interval; grey: all images; ×: not estimable", title)
     return figure
 
 
@@ -141,7 +141,7 @@ def plot_curves(sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetr
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    _set_title(figure, f"by {column.name}", title)
+    _set_title(figure, f"by {figure_text(column.name)}", title)
     return figure
 
 
@@ -186,7 +186,7 @@ def plot_gap(sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetric]
             axis.fill_between(thresholds, low, high, color=colour, alpha=0.15, linewidth=0)
             values = [gap.value for gap in gaps]
             axis.plot(thresholds, values, color=colour, linestyle=style, linewidth=1.6, label=label_of(shown[group]))
-        axis.set(xlabel="threshold", ylabel=f"{kind} minus that of {reference}", title=kind)
+        axis.set(xlabel="threshold", ylabel=f"{kind} minus that of {figure_text(reference)}", title=kind)
         axis.spines[["top", "right"]].set_visible(False)
         for threshold in operating_points:
             axis.axvline(threshold, color="0.3", linewidth=0.9, linestyle=":")
@@ -196,7 +196,8 @@ def plot_gap(sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetric]
         axis.xaxis.set_minor_formatter("")
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
-    text = f"gap to {label_of(shown[reference])} by {column.name}; bands: pointwise 95 %; dotted: the threshold"
+    gap = f"gap to {label_of(shown[reference])} by {figure_text(column.name)}"
+    text = f"{gap}; bands: pointwise 95 %; dotted: the threshold"
     _set_title(figure, text, title)
     return figure
 
@@ -207,4 +208,4 @@ def _at(part: Sample, threshold: float) -> Sample:
 
 
 def _set_title(figure: Figure, text: str, title: str) -> None:
-    figure.suptitle(f"{title}\n{text}" if title else text, fontsize=10)
+    figure.suptitle(f"{figure_text(title)}\n{text}" if title else text, fontsize=10)

@@ -10,7 +10,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from melanoma_fair_xai.base.files import atomic_path
-from melanoma_fair_xai.base.tables import markdown_table, number
+from melanoma_fair_xai.base.tables import markdown_table, markdown_text, number, write_csv
 
 from .metrics import METRICS, MINIMUM_LESIONS, titles
 from .rows import NOT_ESTIMABLE, Contrast, GroupMetric, WorstGroup, p_text, with_interval
@@ -46,7 +46,7 @@ class FairnessReport:
         """The report: methods in words, then tables for every group column, and links to its `figures`, if given."""
         parts = [self._methods(), _section("All images", self.overall, [], [], ())]
         for column in self.groups:
-            title = column + (" (primary grouping)" if column == self.primary else "")
+            title = markdown_text(column) + (" (primary grouping)" if column == self.primary else "")
             rows = (_of(column, rows) for rows in (self.by_group, self.contrasts, self.worst_group))
             parts.append(_section(title, *rows, (figures or {}).get(column, ())))
         return "\n\n".join(parts) + "\n"
@@ -69,9 +69,8 @@ class FairnessReport:
             )
             for column, groups in tqdm(self.groups.items(), "figures", unit="column", disable=not show_progress)
         }  # fmt: skip
-        with atomic_path(folder / "fairness.csv") as path:
-            self.to_pandas().to_csv(path, index=False)
-        heading = f"# Performance by group{': ' + title if title else ''}\n\n"
+        write_csv(self.to_pandas(), folder / "fairness.csv")
+        heading = f"# Performance by group{': ' + markdown_text(title) if title else ''}\n\n"
         with atomic_path(folder / name) as path:
             path.write_text(heading + self.to_markdown(figures), encoding="utf-8")
 
@@ -93,8 +92,9 @@ class FairnessReport:
         if tested:
             lines.append(
                 f"p-values are adjusted by Holm over {len(tested)} contrasts, of {titles(lambda m: m.tested)} between "
-                f"the groups of {self.primary}; all other contrasts are descriptions. A contrast of sensitivity is "
-                "the gap in equal opportunity; with that of specificity it is the gap in equalized odds."
+                f"the groups of {markdown_text(self.primary)}; all other contrasts are descriptions. "
+                "A contrast of sensitivity is the gap in equal opportunity; with that of specificity it is the gap in "
+                "equalized odds."
             )
         if not self.lesions_known:
             lines.append("No lesion ids were given: every image counts as a lesion, and intervals may be too narrow.")
@@ -173,7 +173,8 @@ def _contrast_table(contrasts: list[Contrast]) -> str:
             body.append(line)
         if body:
             tables.append(markdown_table(header, body))
-    return f"Differences from {contrasts[0].reference}:\n\n" + ("\n\n".join(tables) or NOT_ESTIMABLE)
+    reference = markdown_text(contrasts[0].reference)
+    return f"Differences from {reference}:\n\n" + ("\n\n".join(tables) or NOT_ESTIMABLE)
 
 
 def _worst_table(worst: list[WorstGroup]) -> str:

@@ -16,11 +16,17 @@ from huggingface_hub import ModelCardData
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.publication import CARD_NAME
-from melanoma_fair_xai.base.tables import markdown_table
+from melanoma_fair_xai.base.tables import (
+    Markdown,
+    markdown_block,
+    markdown_code,
+    markdown_table,
+    markdown_text,
+    plain_cells,
+)
 from melanoma_fair_xai.hub.publish import CARD_DATA_NAME
 
 TAGS = ["medical", "dermatology", "melanoma"]
-LINK = re.compile(r"!\[[^\]]*\]\(([^)]+)\)")
 
 
 def need(folder: Path, name: str) -> Path:
@@ -50,25 +56,35 @@ def read_table(folder: Path, name: str) -> pd.DataFrame:
     """A part of the card that is CSV, with the very numbers that were written."""
     # The python engine reads numbers to the last bit, pandas' own does not.
     options = {"engine": "python", "keep_default_na": False, "na_values": [""]}
-    return pd.read_csv(need(folder, name), dtype={"group": str, "group_column": str}, **options)
+    return plain_cells(pd.read_csv(need(folder, name), dtype={"group": str, "group_column": str}, **options))
 
 
 def render(folder: Path, template: str, metadata: ModelCardData, **context: Any) -> str:
     """The card as text. UserError that names the part if something is missing: a figure, or a fact that was not
-    recorded."""
+    recorded. Texts that are not `Markdown` are taken as by `markdown_text`."""
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        undefined=jinja2.StrictUndefined,
+        finalize=lambda value: markdown_text(value) if isinstance(value, str) else value,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    environment.filters |= {"markdown": Markdown, "code": markdown_code, "block": markdown_block}
     source = resources.files(__package__).joinpath("templates", template).read_text(encoding="utf-8")
     try:
-        text = environment.from_string(source).render(card_data=metadata.to_yaml().strip(), **context)
+        text = environment.from_string(source).render(card_data=Markdown(metadata.to_yaml().strip()), **context)
     except jinja2.UndefinedError as error:
         raise UserError(
             f"{folder / CARD_DATA_NAME}: the card needs more than it holds ({error}); finish the run again"
         ) from None
-    for name in LINK.findall(text):
+    for name in figures_in(text):
         need(folder, name)
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+
+
+def figures_in(text: str) -> list[str]:
+    """The files that a card shows, each on a line of its own."""
+    return re.findall(r"^!\[[^\]]*\]\(([^)]+)\)$", text, re.MULTILINE)
 
 
 def write_card(folder: Path, text: str, parts: Iterable[str], output: Path | None) -> Path:
@@ -78,7 +94,7 @@ def write_card(folder: Path, text: str, parts: Iterable[str], output: Path | Non
     """
     target = output or folder
     if target.resolve() != folder.resolve():
-        for name in [*LINK.findall(text), *parts]:
+        for name in [*figures_in(text), *parts]:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(target / name) as path:
                 shutil.copyfile(need(folder, name), path)
@@ -110,12 +126,13 @@ def population_table(population: list[dict[str, Any]]) -> str:
     return markdown_table(["images (melanomas)", *splits], [rows[0], ["lesions", *lesions], *rows[1:]])
 
 
-def settings_text(settings: dict[str, Any], *arguments: type) -> str:
-    """Settings that say something, as one line, in the order of the dataclasses that declare them as shown."""
+def settings_text(settings: dict[str, Any], *arguments: type) -> Markdown:
+    """Settings that say something, as a line of Markdown, in the order of the dataclasses that declare them shown."""
     fields = [field for owner in arguments for field in dataclasses.fields(owner)]
     names = [field.name for field in fields if field.metadata["shown"] and not field.metadata["free"]]
 
     def text(value: Any) -> str:
-        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return markdown_text(" ".join(map(str, value)) if isinstance(value, list) else str(value))
 
-    return ", ".join(f"`{name}` {text(settings[name])}" for name in names if settings.get(name) not in (None, "", []))
+    shown = [name for name in names if settings.get(name) not in (None, "", [])]
+    return Markdown(", ".join(f"`{name}` {text(settings[name])}" for name in shown))

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from scipy.special import expit, logit
 
 from dataset_scripts.schema import SKIN_TYPES, UNKNOWN
-from melanoma_fair_xai.base.tables import markdown_table
+from melanoma_fair_xai.base.tables import Markdown, markdown_code, markdown_table, markdown_text
 from melanoma_fair_xai.classifier.arguments import ModelArguments, TaskArguments, TrainingArguments
 from melanoma_fair_xai.classifier.calibration import choose_threshold
 from melanoma_fair_xai.data.loading import Records
@@ -160,23 +160,28 @@ def read_contrasts(folder: Path) -> pd.DataFrame:
     return table[(table["kind"] == "contrast") & table["p_holm"].notna()]
 
 
-def tested_contrasts(contrasts: pd.DataFrame) -> str:
+def tested_contrasts(contrasts: pd.DataFrame) -> Markdown:
     """What the tests between groups amount to, in a sentence."""
     if contrasts.empty:
-        return "No difference between groups was tested: too few lesions, or one group only."
+        return Markdown("No difference between groups was tested: too few lesions, or one group only.")
     found = contrasts[contrasts["p_holm"] < 0.05]
-    names = [f"{METRICS[row.metric].title} of {row.group} against {row.reference}" for row in found.itertuples()]
-    column = contrasts["group_column"].iloc[0]
-    line = f"Of {len(contrasts)} tested differences between the groups of `{column}`, {len(found)} "
+    names = [
+        f"{METRICS[row.metric].title} of {markdown_text(row.group)} against {markdown_text(row.reference)}"
+        for row in found.itertuples()
+    ]
+    column = markdown_code(contrasts["group_column"].iloc[0])
+    line = f"Of {len(contrasts)} tested differences between the groups of {column}, {len(found)} "
     line += "has" if len(found) == 1 else "have"
     line += f" an adjusted p below 0.05{': ' + ', '.join(names) if names else ''}."
-    return line + ("" if names else " That is no proof of equality: the intervals say how large a gap may hide.")
+    return Markdown(
+        line + ("" if names else " That is no proof of equality: the intervals say how large a gap may hide.")
+    )
 
 
-def written_report(folder: Path) -> str:
+def written_report(folder: Path) -> Markdown:
     """fairness.md without its title, one level of headings down."""
     text = card.need(folder, "fairness.md").read_text(encoding="utf-8").partition("\n")[2]
-    return text.strip().replace("\n## ", "\n### ")
+    return Markdown(text.strip().replace("\n## ", "\n### "))
 
 
 def eval_results(rows: Sequence[GroupMetric], data_id: str, data_name: str, split: str) -> list[EvalResult]:
@@ -276,7 +281,7 @@ def operating_point(config: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def untested(rows: Sequence[GroupMetric], facts: Mapping[str, Any]) -> list[str]:
+def untested(rows: Sequence[GroupMetric], facts: Mapping[str, Any]) -> list[Markdown]:
     """For whom there is no AUC: groups that were too small, and skin types where none are recorded."""
     types = {
         row["group"]
@@ -296,7 +301,9 @@ def untested(rows: Sequence[GroupMetric], facts: Mapping[str, Any]) -> list[str]
             if row.group_column == OVERALL:
                 lines.insert(0, f"Anybody, in effect: there are too few lesions to tell {counts}.")
             else:
-                small.setdefault(row.group_column, []).append(f"{row.group} {counts}")
-    lines += [f"`{column}`, too few lesions to tell: {'; '.join(groups)}." for column, groups in small.items()]
+                small.setdefault(row.group_column, []).append(f"{markdown_text(row.group)} {counts}")
+    lines += [
+        f"{markdown_code(column)}, too few lesions to tell: {'; '.join(groups)}." for column, groups in small.items()
+    ]
     lines.append("Other cameras, clinics and populations than those of the data below, whatever the group.")
-    return lines
+    return [Markdown(line) for line in lines]

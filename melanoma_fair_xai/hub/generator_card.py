@@ -1,12 +1,13 @@
 """The card of a generator, made of its run folder: what can be asked of it, how good it is, and what it is not for."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from melanoma_fair_xai.base.tables import markdown_table, number
+from melanoma_fair_xai.base.tables import Markdown, markdown_code, markdown_table, number
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.diffusion.arguments import ConditionArguments, ModelArguments, TrainingArguments
 from melanoma_fair_xai.diffusion.lesion_conditioner import FIRST_CONDITIONS, RARE, Category, Measure, make_encoders
@@ -82,7 +83,7 @@ def conditions_table(conditions: Mapping[str, Category | Measure]) -> str:
     rows = []
     for name, condition in conditions.items():
         unit = f" ({condition.unit})" if isinstance(condition, Measure) else ""
-        rows.append([f"`{name}`{unit}", condition.seen()])
+        rows.append([Markdown(markdown_code(name) + unit), condition.seen()])
     return markdown_table(["condition", "values (training images)"], rows)
 
 
@@ -94,7 +95,11 @@ def example(conditions: Mapping[str, Category | Measure]) -> list[str]:
             continue
         common = max(condition.counts, key=condition.counts.get)
         measured = isinstance(condition, Measure)
-        lines.append(f"{name}={float(common) + condition.width / 2:g}" if measured else f'{name}="{common}"')
+        lines.append(
+            f"{name}={float(common) + condition.width / 2:g}"
+            if measured
+            else f"{name}={json.dumps(common, ensure_ascii=False)}"
+        )
     return lines
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.tables import Markdown
 from melanoma_fair_xai.diffusion.generation import load_pipeline, weights_hash
 from melanoma_fair_xai.diffusion.quality import FACTS_NAME
 from melanoma_fair_xai.diffusion.sample_report import to_markdown
@@ -36,4 +37,4 @@ def read(folder: Path) -> dict[str, Any] | None:
         return None
     facts, metrics, shares = card.read_json(folder, PARTS[0]), *(card.read_table(folder, name) for name in PARTS[1:])
     text = to_markdown(metrics, shares, "").partition("\n")[2].strip().replace("\n## ", "\n### ")
-    return {**facts, "text": text}
+    return {**facts, "text": Markdown(text)}

@@ -19,6 +19,7 @@ from dataset_scripts.sources import SOURCES, Source
 from melanoma_fair_xai.base.files import write_json
 from melanoma_fair_xai.base.hub_client import local_folder
 from melanoma_fair_xai.base.publication import code_commit, without_local_paths
+from melanoma_fair_xai.base.tables import markdown_code
 from melanoma_fair_xai.classifier.models import is_timm_name
 from melanoma_fair_xai.data.loading import UNUSABLE, Records, is_synthetic
 from melanoma_fair_xai.engine.arguments import command_line, settings
@@ -106,26 +107,26 @@ def training_facts(images: int, images_in_split: int, images_seen: int, *network
 
 
 def starting_point(name: str, pretrained: bool, weights: str | None, revision: str | None = None) -> dict[str, Any]:
-    """Where the weights of a classifier came from, in words; on the Hub (`base_model`); and the data in them already.
+    """Where the weights of a classifier came from, in Markdown and on the Hub (`base_model`), and the data in them.
 
     `name` is --model_name_or_path, `revision` its --revision, `weights` --pretrained_weights.
     """
     if is_timm_name(name):
         if weights:
-            return {"text": f"the weights in `{Path(weights).name}`", "base_model": None, "data": []}
+            return {"text": f"the weights in {markdown_code(Path(weights).name)}", "base_model": None, "data": []}
         if not pretrained:
             return {"text": "random weights", "base_model": None, "data": []}
         config = timm.get_pretrained_cfg(name)
         full = f"{config.architecture}.{config.tag}"
         source = f"timm/{full}" if config.hf_hub_id == "timm/" else config.hf_hub_id
-        return {"text": f"timm's weights `{full}`", "base_model": source, "data": []}
+        return {"text": f"timm's weights {markdown_code(full)}", "base_model": source, "data": []}
     name = name.removeprefix("local-dir:").removeprefix("hf-hub:")
     here = Path(name).is_dir()
     saved = local_folder(name, [CARD_DATA_NAME], revision) / CARD_DATA_NAME
     earlier = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
     start = earlier.get("start", {})
     return {
-        "text": f"the model `{Path(name).name if here else name}`",
+        "text": f"the model {markdown_code(Path(name).name if here else name)}",
         "base_model": start.get("base_model") if here else name,
         "data": [*start.get("data", []), *([earlier["data"]] if "data" in earlier else [])],
     }

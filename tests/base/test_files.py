@@ -14,10 +14,11 @@ import numpy as np
 import pytest
 import torch
 import xxhash
+from odd_names import ODD_NAMES
 
 from melanoma_fair_xai.base import files
 from melanoma_fair_xai.base.errors import UserError, run_command
-from melanoma_fair_xai.base.files import atomic_path, file_digest, locked, read_file, write_json
+from melanoma_fair_xai.base.files import atomic_path, file_digest, file_stem, locked, read_file, write_json
 
 
 def test_atomic_path_keeps_the_old_file_when_writing_fails(tmp_path):
@@ -151,3 +152,15 @@ def test_only_regular_files_that_memory_holds_are_read(tmp_path, monkeypatch):
     for path in (tmp_path / "photograph.jpg", "/proc/self/status"):
         with pytest.raises(OSError, match="larger than"):
             read_file(path)
+
+
+def test_every_name_has_a_file_of_its_own(tmp_path):
+    names = ["p/a_1.jpg", "p_a/1.jpg", "p/a 1.jpg", "p_a_1.jpg", "..", ".partial-x", "-x", "", "a/b", "a\nb", "\udcff"]
+    names += ["x" * 100, "x" * 101, "deep/" * 200, "deep/" * 201, "é", "è", file_stem("p/a 1.jpg"), *ODD_NAMES]
+    stems = [file_stem(name) for name in names]
+    assert len({stem.lower() for stem in stems}) == len(names)
+    for stem in stems:
+        with atomic_path(tmp_path / f"{stem}.png") as path:
+            path.touch()
+    assert len(os.listdir(tmp_path)) == len(names) and not any(name.startswith(".") for name in os.listdir(tmp_path))
+    assert [file_stem(name) for name in ("ISIC_0024306", "age_band", "a.b-c")] == ["ISIC_0024306", "age_band", "a.b-c"]

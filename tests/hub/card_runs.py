@@ -37,10 +37,11 @@ def make_predictions(types: list[str], n: int = 400) -> pd.DataFrame:
     )
 
 
-def write_results(folder: Path, types: list[str]) -> FairnessReport:
+def write_results(folder: Path, types: list[str] = (), table: pd.DataFrame | None = None) -> FairnessReport:
     """Leave in a folder all that a run's card is made of, but for what `record_classifier` writes."""
     folder.mkdir()
-    report = evaluate_predictions(make_predictions(types), n_resamples=100)
+    groups = None if table is None else ["sex"]
+    report = evaluate_predictions(make_predictions(types) if table is None else table, groups, n_resamples=100)
     report.write(folder)
     point = {"positive_labels": ["melanoma"], "threshold": 0.51234, "rule": "youden"}
     config = {"label_names": ["benign", "melanoma"], "operating_point": point, "architecture": "resnet18"}
@@ -57,9 +58,10 @@ def write_card(
     source: str = "clinic",
     images_seen: int = 8000,
     start: dict | None = None,
+    table: pd.DataFrame | None = None,
 ) -> Path:
     """Record what the card of `write_results` lacks, as at the end of a training, and write it; returns the folder."""
-    table = make_predictions(list(types))
+    table = make_predictions(list(types)) if table is None else table
     columns = table[["image_id", "lesion_id", "fitzpatrick", "sex", "age"]]
     columns = columns.assign(melanoma=table["label"], split="test", source=source, localization="back", diagnosis="x")
     others = [columns.head(40).assign(split=name) for name in ("train", "validation")]
