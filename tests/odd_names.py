@@ -1,4 +1,4 @@
-"""Names that people give by accident or as weapons: what reads them must show the very same letters, and do nothing."""
+"""Names that people give by accident or as weapons: readers must show the very same letters, and do nothing."""
 
 ODD_NAMES = [
     "![t](http://x)",

@@ -1,11 +1,14 @@
-"""Every verdict and sentence of a report on both sides, from planted figures."""
+"""Every verdict and sentence of a report on both sides, from planted figures; and names in it."""
 
+import html
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 from explained_tables import explained_table
+from odd_names import ODD_NAMES
 
 from melanoma_fair_xai.explain.batches import Options
 from melanoma_fair_xai.explain.controls import RIVALS
@@ -20,7 +23,7 @@ from melanoma_fair_xai.explain.findings import (
 )
 from melanoma_fair_xai.explain.layers import MapLayer
 from melanoma_fair_xai.explain.measures import COMPARED, MEASURES
-from melanoma_fair_xai.explain.page import Facts, closing_words, render_page
+from melanoma_fair_xai.explain.page import Facts, closing_words, render_page, write_overlays
 from melanoma_fair_xai.explain.summary import against_controls, by_group, group_names
 
 LAYER = MapLayer("layer2", "Sequential", 64, (4, 4), "NCHW")
@@ -247,3 +250,22 @@ def test_the_page_says_what_was_explained_and_whether_it_is_of_phantoms():
     for measure in MEASURES.values():
         assert f"<dt>{measure.title}</dt><dd>" in text.replace("&#39;", "'")
         assert f"{measure.meaning}; {measure.better} is better" in text.replace("&#39;", "'")
+
+
+def test_a_page_shows_the_letters_of_names_and_no_tag_of_theirs():
+    names = [name for name in ODD_NAMES if name.startswith(("<", "&", "!"))]
+    report = Report(explained_table(lesions=10 * len(names), sex=names * 10))
+    named = Facts("<b>model", "![t](http://x)", "</p>", False, LAYER, Options("gradcam"), 0, "python '<script>'")
+    page = report.page(named)
+    plain = re.sub(r"<[a-z!/][^>]*>", "", page, flags=re.IGNORECASE)
+    assert "<script" not in page and "<b>" not in page and "onerror=alert(1)>" not in page
+    for name in [*(f"sex: {name}" for name in names), "<b>model", "![t](http://x)", "</p>", "python '<script>'"]:
+        assert name in html.unescape(plain), name
+
+
+def test_images_of_like_names_have_overlays_of_their_own(tmp_path):
+    names = ["p/a_1.jpg", "p_a/1.jpg", "p/a 1.jpg", "deep/" * 200, "ISIC_0024306"]
+    pixels = np.stack([np.full((4, 4, 3), 40 * row, dtype=np.uint8) for row in range(len(names))])
+    write_overlays(tmp_path / "overlays", pd.DataFrame({"image_id": names}), pixels, np.zeros((len(names), 4, 4)))
+    files = list((tmp_path / "overlays").iterdir())
+    assert len(files) == len(names) and tmp_path / "overlays" / "ISIC_0024306.jpg" in files

@@ -35,9 +35,7 @@ def test_metadata_hold_the_names(run):
 
 
 def test_the_page_shows_figures_and_its_own_markup_only(run):
-    page = (
-        MarkdownIt("commonmark").enable("table").render(ModelCard.load(run / "README.md").content.split("---", 2)[2])
-    )
+    page = MarkdownIt("commonmark").enable("table").render(ModelCard.load(run / "README.md").text)
     assert set(re.findall(r'<img src="([^"]*)"', page)) == {f"figures/{p.name}" for p in (run / "figures").iterdir()}
     assert "<a " not in page and "<script" not in page and "<b>" not in page and "<del>" not in page
     for name in set(NAMES) & set(ODD_NAMES):

@@ -125,7 +125,7 @@ CLASSIFIER = [
         fact("settings", "mitigation", value="group_dro"),
         [("Nothing was done to make groups equal.", "For groups, training used `group_dro`")],
     ),
-    Case("pairs", pairs, [("were not evaluated.", "Pairs of groups: sex*fitzpatrick, above.")]),
+    Case("pairs", pairs, [("were not evaluated.", "Pairs of groups: sex\\*fitzpatrick, above.")]),
     Case("explanation", explained, [("Not measured. Whether a heat map", "beside maps that know nothing of the net")]),
     Case(
         'earlier.licence or "licence unknown"',
