@@ -32,12 +32,15 @@ class ReportArguments:
         "default: whatever the table has.",
     )
     reference: list[str] = flag([], "COLUMN=GROUP: the group that others are compared with.", check=check_reference)
+    case_control: bool = flag(
+        False, "The design fixed how many lesions of each group are melanomas; by default that is chance."
+    )
     output_dir: str = flag("report", "Files of an earlier report in it are replaced.")
 
 
 @dataclass
 class EvaluationArguments(ReportArguments):
-    n_resamples: int = flag(2000, "Bootstrap replicates and permutations.", low=100)
+    n_resamples: int = flag(2000, "Bootstrap replicates.", low=100)
     seed: int = flag(0, "Of the resampling.", low=0)
     title: str = flag("", "Stands over the report.")
 
@@ -69,6 +72,7 @@ def evaluate_runs(arguments: list[str]) -> None:
         reference=_references(options.reference),
         n_resamples=options.n_resamples,
         seed=options.seed,
+        case_control=options.case_control,
         show_progress=True,
     )
     title = options.title or ("phantom data, no patients" if _are_phantoms(table) else "")
@@ -91,7 +95,13 @@ def compare_runs(arguments: list[str]) -> None:
     from .predictions import read_predictions
 
     tables = {_run_name(run, options.runs): read_predictions(run) for run in options.runs}
-    comparison = compare(tables, options.group_by, _references(options.reference), show_progress=True)
+    comparison = compare(
+        tables,
+        options.group_by,
+        _references(options.reference),
+        case_control=options.case_control,
+        show_progress=True,
+    )
     comparison.write(options.output_dir)
     print(comparison.to_markdown())
     print(f"report: {Path(options.output_dir, 'comparison.md')}")

@@ -30,7 +30,7 @@ class Metric:
         counted: the images (bool) whose lesions a bootstrapped value of exactly 0 or 1 is a share of, as that does not
             vary from draw to draw.
         classes: the labels of which `minimum` lesions are needed.
-        minimum: the effective number of lesions below which it is not estimable.
+        minimum: the number of lesions below which it is not estimable; Kish's effective number may be half of that.
         tested: its contrasts between primary groups belong to the family that Holm's procedure adjusts.
         ideal: of a measure of calibration, the value when scores are right.
     """
@@ -107,13 +107,9 @@ def applicable(sample: Sample) -> list[str]:
 
 
 def estimable(sample: Sample) -> list[str]:
-    """The applicable metrics for which enough lesions, by their effective number, carry each class that they need."""
-    lesions = effective_lesions(sample)
-    return [
-        name
-        for name in applicable(sample)
-        if min(lesions[label] for label in METRICS[name].classes) >= METRICS[name].minimum
-    ]
+    """The applicable metrics for which enough lesions carry each class that they need."""
+    lesions = np.minimum(count_lesions(sample), 2 * np.array(effective_lesions(sample)))
+    return [name for name in applicable(sample) if lesions[list(METRICS[name].classes)].min() >= METRICS[name].minimum]
 
 
 def point_values(sample: Sample, names: Iterable[str]) -> dict[str, float]:

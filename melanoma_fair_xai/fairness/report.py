@@ -87,7 +87,8 @@ class FairnessReport:
             "intervals overlap may still differ; the contrasts say whether they do. "
             f"{titles(lambda m: m.with_prevalence)} depend on the prevalence beside them.",
             f'"{NOT_ESTIMABLE}" stands where under {MINIMUM_LESIONS} lesions carry a class that the metric needs, '
-            f"for {' and '.join(stricter)}, by Kish's effective number: lesions with most of the images count as few.",
+            f"for {' and '.join(stricter)}, or where so few of them have most of the images that their effective "
+            "number is under half of that.",
         ]
         if tested:
             lines.append(

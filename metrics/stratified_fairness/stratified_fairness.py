@@ -21,7 +21,7 @@ Args:
     lesion_ids: images of one lesion depend on each other and count as one.
     threshold: an image is called positive where its prediction is at least this; default 0.5.
     reference: the group that others are compared with; default: the one with most positives.
-    n_resamples: bootstrap replicates and permutations; default 2000.
+    n_resamples: bootstrap replicates; default 2000.
     seed: fixes both; default 0.
 
 Returns:

@@ -44,8 +44,9 @@ def test_the_command_finds_a_planted_gap_and_writes_everything(tmp_path):
     predictions(penalty=1.6).to_parquet(tmp_path / "test.parquet")
     groups = ["fitzpatrick", "fitzpatrick*sex"]
     result = run(
-        tmp_path / "test.parquet", "--group_by", *groups, "--n_resamples", 200, "--output_dir", tmp_path / "report"
-    )
+        tmp_path / "test.parquet", "--group_by", *groups, "--n_resamples", 200, "--case_control",
+        "--output_dir", tmp_path / "report",
+    )  # fmt: skip
     assert result.returncode == 0, result.stderr
     table = pd.read_csv(tmp_path / "report" / "fairness.csv")
     assert set(table["group_column"]) == {"all", "fitzpatrick_group", *groups}
@@ -60,7 +61,7 @@ def test_the_command_finds_a_planted_gap_and_writes_everything(tmp_path):
     for path in figures:
         image = matplotlib.image.imread(path)
         assert image.shape[1] == 1200 and 0.01 < (image[..., :3].min(axis=2) < 0.9).mean() < 0.6
-    again = evaluate_predictions(predictions(penalty=1.6), ["fitzpatrick_group"], n_resamples=200)
+    again = evaluate_predictions(predictions(penalty=1.6), ["fitzpatrick_group"], n_resamples=200, case_control=True)
     again.to_pandas().to_csv(tmp_path / "again.csv", index=False)
     other = pd.read_csv(tmp_path / "again.csv")
     same = table[table["group_column"].isin(["all", "fitzpatrick_group"])].reset_index(drop=True)
@@ -161,11 +162,16 @@ def test_runs_are_compared_from_the_command_line(tmp_path):
         (tmp_path / name / "predictions").mkdir(parents=True)
         predictions(penalty=penalty).to_parquet(tmp_path / name / "predictions" / "test.parquet")
     runs = tmp_path / "first", tmp_path / "second"
-    result = run("compare", *runs, "--group_by", "sex", "--output_dir", tmp_path / "report")
+    result = run("compare", *runs, "--group_by", "sex", "--case_control", "--output_dir", tmp_path / "report")
     assert result.returncode == 0, result.stderr
     assert "second against first" in (tmp_path / "report" / "comparison.md").read_text()
     table = pd.read_csv(tmp_path / "report" / "comparison.csv")
     assert set(table["kind"]) == {"difference", "gap"} and set(table["model"]) == {"second"}
+    models = {name: read_predictions(tmp_path / name) for name in ("first", "second")}
+    for case_control in (True, False):
+        result = compare(models, ["sex"], case_control=case_control).to_pandas()
+        brier = table["metric"] == "brier"
+        assert np.allclose(result.loc[brier, "low"], table.loc[brier, "low"], atol=1e-9) == case_control
 
 
 def test_curves_agree_with_scikit_learn_and_a_loop():

@@ -174,3 +174,13 @@ def test_a_row_needs_no_more_than_a_title_a_value_and_a_direction(monkeypatch):
     report = evaluate(**lesions_of(15, 30), thresholds=0.5, n_resamples=100)
     row = next(row for row in report.overall if row.metric == "share")
     assert row.estimable and 0 < row.low < row.value < row.high < 1
+
+
+@pytest.mark.parametrize("largest, expected", [(1, True), (7, True), (8, False), (60, False)])
+def test_a_few_lesions_with_most_of_the_images_do_not_count_as_many(largest, expected):
+    """12 melanoma lesions, of which one has so many images: by Kish's number 12, 5.4, 4.8 and 1.4."""
+    lesions = np.concatenate([np.zeros(largest, dtype=int), np.arange(1, 60)])
+    labels = (lesions < 12).astype(int)
+    scores = np.clip(np.random.default_rng(0).normal(0.4 + 0.2 * labels, 0.25), 0.01, 0.99)
+    rows = {row.metric: row for row in evaluate(labels, scores, lesion_ids=lesions, n_resamples=20).overall}
+    assert rows["roc_auc"].melanoma_lesions == 12 and rows["roc_auc"].estimable is expected
