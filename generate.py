@@ -168,7 +168,11 @@ def plan(arguments: GenerateArguments, pipeline: Any, records: Records | None) -
         balance = arguments.balance.split(",") if arguments.balance else []
         training = records.table[records.table["split"] == "train"]
         return drawn_conditions(training, pipeline.conditioner.names, balance, number, arguments.seed)
-    values = {name: getattr(arguments, name) for name in CONDITIONS if getattr(arguments, name)}
+    values = {
+        name: [condition.parse(value, f"--{name}") for value in getattr(arguments, name)]
+        for name, condition in CONDITIONS.items()
+        if getattr(arguments, name)
+    }
     if not values:  # nothing asked for: as training had it
         return pd.DataFrame(index=range(number or 1))
     return grid_conditions(values, number) if arguments.grid else mixed_conditions(values, number or 1, arguments.seed)

@@ -70,12 +70,18 @@ def parse_age(value: Any, where: str) -> float | None:
     return age
 
 
+def parse_number(value: Any, where: str, name: str) -> float | None:
+    """A number from a cell, None where it says nothing; UserError names `where` and `name` for anything else."""
+    number = None if is_missing(value) else _number(value)
+    if number != number:
+        raise UserError(f"{where}: {name} {value!r} is not a number")
+    return number
+
+
 def parse_ita(value: Any, where: str) -> float | None:
     """An angle in degrees from a cell, None where it says nothing; UserError names `where` for anything else."""
-    if is_missing(value):
-        return None
-    angle = _number(value)
-    if not -180 <= angle <= 180:
+    angle = parse_number(value, where, "ita")
+    if angle is not None and not -180 <= angle <= 180:
         raise UserError(f"{where}: ita {value!r} is not an angle from -180 to 180 degrees")
     return angle
 
@@ -134,6 +140,7 @@ CELL_PARSERS: dict[str, Callable[[Any, str], Any]] = {
     "age": parse_age,
     "fitzpatrick": parse_skin_type,
     "ita": parse_ita,
+    "sex": lambda value, _: sex_name(value),  # a user's own data may have others
 }
 
 

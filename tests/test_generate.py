@@ -219,9 +219,12 @@ def test_every_problem_of_a_table_is_listed_with_its_line(model, tmp_path, capsy
     table.write_text("diagnosis,age,colour\nmelanoma,old,red\nnevus,30,blue\n")
     error = refusal(capsys, *flags)
     assert "2 problem(s)" in error and "column colour" in error and "line 2: age 'old' is not a number" in error
-    table.write_text("diagnosis,age\nwart,30\nnevus,30\nmelanoma,-5\n")
+    table.write_text("diagnosis,age\nwart,30\nnevus,-5\nmelanoma,130\n")
     error = refusal(capsys, *flags)
-    assert "line 2: diagnosis 'wart'" in error and "line 4: age -5.0" in error and not (tmp_path / "out").exists()
+    assert "line 3: age '-5' is not" in error and "line 4: age '130' is not" in error
+    table.write_text("diagnosis,age\nwart,30\nnevus,30\nmelanoma,119\n")
+    error = refusal(capsys, *flags)
+    assert "line 2: diagnosis 'wart'" in error and "line 4: age 119.0" in error and not (tmp_path / "out").exists()
 
 
 def test_numbers_and_data_sets_that_do_not_fit_are_refused(model, phantoms, synthetic, tmp_path, capsys):

@@ -23,7 +23,6 @@ from dataset_scripts.schema import (
     is_missing,
     parse_cells,
     parse_melanoma,
-    sex_name,
     spelling,
 )
 from dataset_scripts.sources import SOURCES
@@ -258,8 +257,6 @@ def _read_table(part: datasets.Dataset, columns: ColumnNames, name: str, split: 
             table[group] = np.nan if group in ("age", "ita") else UNKNOWN
         elif group in CELL_PARSERS:
             table[group] = parse_cells(group, _cells(meta, source), f"{name}, {split}")
-        elif group == "sex":
-            table[group] = [sex_name(cell) for cell in _cells(meta, source)]
         else:
             table[group] = _names(meta, group)
     table[["age", "ita"]] = table[["age", "ita"]].astype(float)

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from dataset_scripts.schema import SEXES, SKIN_TYPES
+from dataset_scripts.schema import CELL_PARSERS, SEXES, SKIN_TYPES, UNKNOWN, is_missing, parse_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +29,15 @@ class Condition:
     @property
     def is_measure(self) -> bool:
         return self.unit is not None
+
+    def parse(self, cell: Any, where: str) -> str | float | None:
+        """A table's cell as a value, None where it says nothing; UserError names `where` for what can be none."""
+        if is_missing(cell):
+            return None
+        if self.name in CELL_PARSERS:
+            value = CELL_PARSERS[self.name](cell, where)
+            return None if value == UNKNOWN else value
+        return parse_number(cell, where, self.name) if self.is_measure else cell
 
     def config(self) -> dict[str, Any]:
         """What a `LesionConditioner` needs of the row."""

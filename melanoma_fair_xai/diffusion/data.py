@@ -12,6 +12,7 @@ from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.data.images import Preprocessing
+from melanoma_fair_xai.data.loading import say
 from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.diffusion.lesion_conditioner import Category, Measure, make_encoders
 
@@ -61,7 +62,7 @@ def find_conditions(table: pd.DataFrame, asked: list[str], where: str) -> Condit
         if name not in table or (asked and name not in asked):
             continue
         values = condition_column(table, name)
-        values = values[values.notna() & (values != UNKNOWN)]
+        values = values[values.notna()]
         if values.empty:
             if asked:
                 raise UserError(f"--conditions {name}: {where} knows it of no training image; leave it out")
@@ -70,6 +71,8 @@ def find_conditions(table: pd.DataFrame, asked: list[str], where: str) -> Condit
             encoder = Measure(**condition.config(), counts={})
             counts[name] = values.map(lambda value, encoder=encoder: encoder.parse(value)[0]).value_counts().to_dict()
         else:
+            if strange := sorted(set(values) - set(condition.names or values)):
+                say(f"warning: {where}: {name} {', '.join(strange)} cannot be asked for and counts as unknown")
             vocabularies[name] = [word for word in condition.names or sorted(set(values)) if word != UNKNOWN]
             counts[name] = {word: int((values == word).sum()) for word in vocabularies[name]}
     if not counts:
@@ -79,8 +82,10 @@ def find_conditions(table: pd.DataFrame, asked: list[str], where: str) -> Condit
 
 
 def condition_column(table: pd.DataFrame, name: str) -> pd.Series:
-    """What a table knows of a condition; of a measure as numbers, since a user's own columns are read as text."""
-    return pd.to_numeric(table[name], errors="coerce") if CONDITIONS[name].is_measure else table[name]
+    """What a table knows of a condition, read cell by cell: names, or float64 of a measure; missing where unknown."""
+    condition = CONDITIONS[name]
+    cells = [condition.parse(cell, f"column {name}, row {row}") for row, cell in enumerate(table[name])]
+    return pd.Series(cells, index=table.index, dtype=float if condition.is_measure else object)
 
 
 class DiffusionDataset(torch.utils.data.Dataset):

@@ -137,26 +137,23 @@ def drawn_conditions(
 def read_conditions(path: str) -> pd.DataFrame:
     """A CSV with one row per image and a column per condition, empty for unknown; numbers for measures.
 
-    UserError that lists every unknown column and every cell that is no number.
+    UserError that lists every unknown column and every cell that can be no value of its condition.
     """
     table = read_table(path)
-    problems = [
-        f"column {name}: choose from {', '.join(CONDITIONS)}" for name in table if name not in (*CONDITIONS, "line")
-    ]
-    for name, condition in CONDITIONS.items():
-        if name in table and condition.is_measure:
-            numbers = pd.to_numeric(table[name].replace("", np.nan), errors="coerce")
-            wrong = (table[name] != "") & numbers.isna()
-            problems += [
-                f"line {line}: {name} {cell!r} is not a number"
-                for cell, line in table.loc[wrong, [name, "line"]].values
-            ]
-            table[name] = numbers
+    lines = table.pop("line")
+    problems = [f"column {name}: choose from {', '.join(CONDITIONS)}" for name in table if name not in CONDITIONS]
+    read: dict[str, list] = {name: [] for name in table}
+    for name in filter(CONDITIONS.get, table):
+        for line, cell in zip(lines, table[name], strict=True):
+            try:
+                read[name].append(CONDITIONS[name].parse(cell, f"line {line}"))
+            except UserError as error:
+                problems.append(str(error))
     if problems:
         raise UserError(f"{path}: {len(problems)} problem(s), nothing was generated\n  " + "\n  ".join(problems))
     if table.empty:
         raise UserError(f"{path}: no rows; give one per image")
-    return table.set_index("line").replace("", None)
+    return pd.DataFrame(read, index=lines, dtype=object)
 
 
 def check_conditions(conditioner: LesionConditioner, table: pd.DataFrame, where: str) -> list[str]:

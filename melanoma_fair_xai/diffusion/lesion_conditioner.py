@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import numbers
+import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
 UNKNOWN = "unknown"
+SKIN_TYPES = ("I", "II", "III", "IV", "V", "VI")
 RARE = 50  # training images, below which asking for a value warns
 # The conditions of models whose config.json does not say them, as that of the first ones does not.
 FIRST_CONDITIONS = (
@@ -87,9 +89,12 @@ class LesionConditioner(ModelMixin, ConfigMixin):
         """Names or ids of categories and numbers of measures, `number` of each, as tensors on the model's device.
 
         int64 (N,) of ids, the id after the last standing for unknown; float32 (N,) of measures, NaN for unknown.
-        None, NaN and "unknown" are unknown, and so is every condition that is left out. Raises ValueError for a value
-        that training never saw, with those that it did; warns with the count for one that it hardly saw.
+        None, NaN and "unknown" are unknown, and so is every condition that is left out; a skin type's number is no id,
+        1 to 6 are I to VI, and -1 is unknown. Raises ValueError for a value that training never saw, with those that
+        it did; warns with the count for one that it hardly saw.
         """
+        if "fitzpatrick" in values:
+            values = {**values, "fitzpatrick": [skin_type(value) for value in values["fitzpatrick"]]}
         for name, given in values.items():
             if name not in self.names and not all(map(is_unknown, given)):
                 raise ValueError(f"{name}: this model has no such condition; it has {', '.join(self.names)}")
@@ -198,3 +203,15 @@ def make_encoders(
 def is_unknown(value: Any) -> bool:
     """Whether a value says that nothing is known, or that it does not matter."""
     return value is None or value == UNKNOWN or value != value  # NaN
+
+
+def skin_type(value: Any) -> str:
+    """I to VI, also of 1 to 6, of lower case and of "type IV"; "unknown" for -1 and nothing; else the value as text.
+
+    Types are numbered from 1, so that a number is never an id.
+    """
+    text = re.sub(r"^((fitzpatrick|skin|photo|type|fst)(\s+|[_-])?)*", "", str(value).strip().lower())
+    text = text.removesuffix(".0").upper()
+    if text in ("", "-1", "NAN", "NONE", "UNKNOWN"):
+        return UNKNOWN
+    return SKIN_TYPES[int(text) - 1] if text in list("123456") else text if text in SKIN_TYPES else str(value)

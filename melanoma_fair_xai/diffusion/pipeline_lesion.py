@@ -54,8 +54,9 @@ class LesionPipeline(DiffusionPipeline):
         Args:
             diagnosis: a name or an id of the conditioner's vocabulary, or one per image; None or "unknown" where it
                 does not matter.
-            conditions: sex, localization, fitzpatrick and any other category of the conditioner, likewise; age
-                (years), ita (degrees) and any other measure as a number, or one per image.
+            conditions: sex, localization, fitzpatrick and any other category of the conditioner, likewise, but 1 to 6
+                are the skin types I to VI and no ids; age (years), ita (degrees) and any other measure as a number, or
+                one per image.
             class_labels: ready vectors (N, embedding_dim) in place of all these.
             batch_size: number of images, where neither lists nor generators say it.
             guidance_scale: 1 samples what was asked for, more exaggerates it (Ho and Salimans 2022, arXiv:2207.12598,

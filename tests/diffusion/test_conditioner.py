@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from melanoma_fair_xai.diffusion.lesion_conditioner import RARE, LesionConditioner
+from dataset_scripts.schema import SKIN_TYPES, parse_skin_type
+from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.diffusion.lesion_conditioner import RARE, LesionConditioner, skin_type
 
 
 def vector(conditioner: LesionConditioner, **values) -> torch.Tensor:
@@ -35,6 +37,30 @@ def test_ids_names_and_all_ways_to_say_unknown_are_the_same(networks):
         assert torch.equal(vector(conditioner, diagnosis=unknown, age=unknown), vector(conditioner))
 
 
+def test_a_number_is_a_skin_type_and_no_id(networks):
+    _, conditioner = networks
+    for kind, cells in {
+        "I": (1, "1", 1.0, "i"),
+        "III": (np.int64(3), "3.0", "type III"),
+        None: (-1, "-1", ""),
+    }.items():
+        for cell in cells:
+            assert torch.equal(vector(conditioner, fitzpatrick=cell), vector(conditioner, fitzpatrick=kind)), cell
+
+
+def test_the_rule_beside_the_weights_is_that_of_the_tables():
+    """It is published, so it cannot import the other."""
+    kinds = [kind for n, kind in enumerate(SKIN_TYPES[:-1], 1) for kind in (n, float(n), str(n), f"{n}.0", kind)]
+    named = [f"{prefix}{kind}" for prefix in ("type ", "FST-", "fst_", "Fitzpatrick skin type ") for kind in kinds]
+    unknown = [None, math.nan, "", -1, -1.0, "-1", "fitzpatrick -1", "unknown"]
+    for cell in [*kinds, *named, *(name.lower() for name in named), *unknown]:
+        assert skin_type(cell) == parse_skin_type(cell, "here"), cell
+    for cell in (0, 7, 2.5, "12", "I-II", "VII", "light", True, -2):
+        assert skin_type(cell) == str(cell), cell  # refused, as no vocabulary has it
+        with pytest.raises(UserError):
+            parse_skin_type(cell, "here")
+
+
 def test_nearby_ages_are_nearer_than_far_ones(networks):
     _, conditioner = networks
     base, near, far = (vector(conditioner, age=age) for age in (40.0, 41.0, 58.0))
@@ -58,7 +84,8 @@ def test_fourier_features_tell_all_values_apart(networks):
         ({"diagnosis": 3}, "diagnosis 3: unknown to this model"),
         ({"diagnosis": True}, "diagnosis True: unknown to this model"),
         ({"fitzpatrick": "VI"}, r"fitzpatrick VI: training never saw it; it saw I \(400\), II \(300\), III \(200\)"),
-        ({"fitzpatrick": 3}, "fitzpatrick 3: training never saw it"),
+        ({"fitzpatrick": 6}, "fitzpatrick VI: training never saw it"),
+        ({"fitzpatrick": 0}, "fitzpatrick '0': unknown to this model"),
         ({"age": 95}, r"age 95: training never saw it; it saw 30 to 40 \(200\), .* 80 to 90 \(7\)"),
         ({"age": -5}, "age -5: not a number of years from 0 to 120"),
         ({"age": 300}, "age 300: not a number of years from 0 to 120"),

@@ -63,6 +63,18 @@ def test_a_table_of_conditions_has_numbers_and_open_cells(tmp_path):
         read_conditions(str(path))
 
 
+def test_a_table_of_conditions_is_read_as_any_other_table(tmp_path):
+    path = tmp_path / "table.csv"
+    path.write_text("fitzpatrick,sex,age\n3,F,80+\niv,Male,unknown\n-1,,30\n")
+    table = read_conditions(str(path))
+    cells = [[plain_value(cell) for cell in row] for row in table.values.tolist()]
+    assert cells == [["III", "female", 80.0], ["IV", "male", None], [None, None, 30.0]]
+    assert table.index.name == "line"
+    path.write_text("fitzpatrick,age\n7,30\n3,old\n")
+    with pytest.raises(UserError, match="2 problem.*\n  line 2: skin type '7' .*\n  line 3: age 'old'"):
+        read_conditions(str(path))
+
+
 def test_rows_are_refused_all_at_once_and_rare_ones_are_named_once(networks):
     conditioner = networks[1]
     rare = pd.DataFrame({"diagnosis": ["vasc", "mel", "vasc"], "age": [85.0, 35.0, np.nan]})

@@ -111,7 +111,10 @@ def test_a_run_is_a_smoke_run_on_either_side_of_both_limits():
 def test_who_is_in_the_data_leaves_out_what_is_generated_or_unusable_and_nobody_else():
     table = pd.DataFrame({"lesion_id": list("abcd"), "melanoma": [1, 0, 1, 1], "sex": "male", "age": 40.0})
     table = table.assign(
-        split="train", synthetic="false", **dict.fromkeys(("fitzpatrick", "localization", "source", "diagnosis"), "x")
+        split="train",
+        synthetic="false",
+        fitzpatrick="I",
+        **dict.fromkeys(("localization", "source", "diagnosis"), "x"),
     )
     assert population(table)[0]["splits"]["train"] == {"images": 4, "melanomas": 3, "lesions": 4}
     table.loc[0, "synthetic"], table.loc[1, "split"] = "true", "unusable"
