@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
+from huggingface_hub import DatasetCard
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.base.files import file_digest
+from melanoma_fair_xai.base.files import PARTIAL_PREFIX, file_digest, locked
 from melanoma_fair_xai.base.processes import available_cores
 from melanoma_fair_xai.base.publication import CARD_NAME
 
@@ -38,26 +39,58 @@ def prepare_parquet(
     The folder appears whole or not at all; an earlier one stays until the new one is whole. Its bytes do not depend on
     `num_proc`, the number of processes (default: as many as there are cores). Afterwards `load_dataset(output_dir)`
     reads it with any version of datasets, and never from a stale cache.
-    Raises UserError if the folder holds anything and `overwrite` is not given, or holds no prepared data set.
+    Raises UserError if the folder holds anything and `overwrite` is not given, holds no prepared data set, or is being
+    prepared by another process.
     """
-    output_dir = os.path.abspath(output_dir)
-    check_output_dir(output_dir, overwrite)
-    builder.num_proc = num_proc or available_cores()
-    partial, previous = output_dir + ".partial", output_dir + ".previous"
-    shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
+    output_dir = os.path.realpath(output_dir)
+    parent, name = os.path.split(output_dir)
+    partial = os.path.join(parent, PARTIAL_PREFIX + name)
+    made, previous = (os.path.join(partial, part) for part in ("made", "previous"))
+    os.makedirs(partial, exist_ok=True)
+    with locked(os.path.join(partial, "lock"), f"{output_dir}: another process prepares a data set there", wait=False):
+        _put_back(previous, output_dir)
+        try:
+            check_output_dir(output_dir, overwrite)
+            for left in (made, previous):  # by a process that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            os.makedirs(made)
+            builder.num_proc = num_proc or available_cores()
+            _fill(builder, made)
+            if os.path.isdir(output_dir):
+                os.replace(output_dir, previous)
+            os.replace(made, output_dir)
+        finally:
+            _put_back(previous, output_dir)
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def _put_back(previous: str, output_dir: str) -> None:
+    """Undo the first of two renames if the second was not to be."""
+    if os.path.isdir(previous) and not os.path.isdir(output_dir):
+        os.rename(previous, output_dir)
+
+
+def data_problem(folder: str | os.PathLike) -> str | None:
+    """Why the data of a prepared folder are not what was prepared, or None; other folders have no such problem."""
     try:
-        _fill(builder, partial)
-        shutil.rmtree(previous, ignore_errors=True)
-        if os.path.isdir(output_dir):
-            os.replace(output_dir, previous)
-        os.replace(partial, output_dir)
-    except BaseException:
-        if os.path.isdir(previous) and not os.path.isdir(output_dir):
-            os.rename(previous, output_dir)
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    shutil.rmtree(previous, ignore_errors=True)
+        (config,) = DatasetCard.load(os.path.join(folder, CARD_NAME)).data["configs"]
+        patterns = [part["path"] for part in config["data_files"]]
+        (data,) = {os.path.dirname(pattern) for pattern in patterns}
+    except Exception:  # no card, or not one of ours
+        return None
+    if not re.fullmatch("data/[0-9a-f]{12}", data):
+        return None
+    shards = [sorted(glob.glob(os.path.join(glob.escape(str(folder)), pattern))) for pattern in patterns]
+    if _data_name(*sum(shards, [])) == data:
+        return None
+    return (
+        f"{os.path.join(folder, data)}: not the files that were prepared, whose content gave it that name; prepare "
+        f"them again,\nor, if it was you who changed them, give it a name of your own, there and in {CARD_NAME}"
+    )
+
+
+def _data_name(*shards: str) -> str:
+    return f"data/{file_digest(*shards)[:12]}"
 
 
 def next_step(output_dir: str, name: str) -> str:
@@ -71,7 +104,7 @@ def _fill(builder: LesionBuilder, folder: str) -> None:
     builder.download_and_prepare(built, file_format="parquet")
     shards = {name: _shards(built, f"{builder.dataset_name}-{name}") for name in builder.info.splits}
     # load_dataset caches a folder by its card alone: with its content in the names there, nothing stale is served.
-    data = f"data/{file_digest(*sum(shards.values(), []))[:12]}"
+    data = _data_name(*sum(shards.values(), []))
     os.makedirs(os.path.join(folder, data))
     for name, paths in shards.items():
         for number, path in enumerate(paths):

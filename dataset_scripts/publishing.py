@@ -6,6 +6,7 @@ from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.hub_client import open_repository, publish
 from melanoma_fair_xai.base.publication import CARD_NAME, Publication, collect, read_card
 
+from .prepare import data_problem
 from .settings import DatasetPushArguments
 from .sources import LOCAL_USE_ONLY
 from .splits import MANIFEST_NAME
@@ -20,6 +21,8 @@ def dataset_publication(folder: Path) -> Publication:
         raise UserError(
             f"{folder}: its images may not be passed on, see its card; publish models trained on it instead"
         )
+    if problem := data_problem(folder):
+        raise UserError(f"{problem}; nothing was sent")
     return collect(folder, "dataset", DATASET_FILES, DATASET_EXTRAS)
 
 

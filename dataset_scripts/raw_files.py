@@ -14,15 +14,16 @@ import posixpath
 import re
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import pandas as pd
 import tqdm.auto
 
 from melanoma_fair_xai.base.errors import READ_ERRORS, UserError, read_problem
-from melanoma_fair_xai.base.files import read_file, read_limited
+from melanoma_fair_xai.base.files import file_digest, read_file, read_limited
 from melanoma_fair_xai.base.images import IMAGE_SUFFIXES, image_content_problem
-from melanoma_fair_xai.base.processes import map_in_order
+from melanoma_fair_xai.base.processes import available_cores, map_in_order
 
 Item, Found = TypeVar("Item"), TypeVar("Found")
 
@@ -139,10 +140,23 @@ def inspect_files(look: Callable[[Item], Found], items: Sequence[Item], num_proc
     return list(tqdm.auto.tqdm(results, total=len(items), desc="checking images", unit="image"))
 
 
-def content_hash(folder: str) -> str:
-    """A hash of the names, sizes and modification times below a folder: it changes when a file changes in place."""
+def content_hash(folder: str, by_name: tuple[str, ...] = ()) -> str:
+    """A hash of the names and contents of all files below a folder; of those with a suffix in `by_name`, of the names.
+
+    Times say nothing: a file may be replaced by one of equal size and time. What cannot be read counts by its name.
+    """
+
+    def describe(path: str) -> str:
+        if path.lower().endswith(by_name):
+            return ""
+        try:
+            return file_digest(path, algorithm="xxh3_128")
+        except OSError as error:
+            return read_problem(error)
+
     digest = hashlib.sha256()
-    for path in _walk(folder):
-        status = os.lstat(path) if os.path.islink(path) and not os.path.exists(path) else os.stat(path)
-        digest.update(f"{os.path.relpath(path, folder)}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    paths = list(_walk(folder))
+    with ThreadPoolExecutor(available_cores()) as pool:
+        for path, said in zip(paths, pool.map(describe, paths), strict=True):
+            digest.update(f"{os.path.relpath(path, folder)}\0{said}\n".encode(errors="surrogateescape"))
     return digest.hexdigest()

@@ -131,11 +131,12 @@ def read_limited(file: BinaryIO, size: int, name: str | os.PathLike) -> bytes:
 def file_digest(*paths: str | os.PathLike, algorithm: str = "sha256") -> str:
     """The hash of a file, or of several as if they were one, in hexadecimal digits; read in pieces.
 
-    `algorithm` is one of hashlib's, or xxh3_128, which is many times as fast and finds accidents, not forgers.
+    OSError for what is not a regular file. `algorithm` is one of hashlib's, or xxh3_128, which is many times as fast
+    and finds accidents, not forgers.
     """
     digest = xxhash.xxh3_128() if algorithm == "xxh3_128" else hashlib.new(algorithm)
     for path in paths:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while piece := file.read(1 << 20):
                 digest.update(piece)
     return digest.hexdigest()

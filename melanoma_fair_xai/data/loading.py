@@ -9,8 +9,11 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pandas as pd
+import pyarrow.dataset
 
 from dataset_scripts.builder import LesionBuilder
+from dataset_scripts.prepare import data_problem
+from dataset_scripts.raw_files import content_hash
 from dataset_scripts.schema import (
     CELL_PARSERS,
     MELANOMA_NAMES,
@@ -38,6 +41,7 @@ from dataset_scripts.splits import (
 )
 from melanoma_fair_xai.base.errors import UserError, read_problem
 from melanoma_fair_xai.base.hub_client import hub_problem
+from melanoma_fair_xai.base.images import IMAGE_SUFFIXES
 from melanoma_fair_xai.base.processes import available_cores
 from melanoma_fair_xai.base.tables import plain_cells, write_csv
 
@@ -200,8 +204,21 @@ def _builder(name: str, config_name: str | None, data_dir: str | None, max_skipp
 def _load_dataset(name: str, config_name: str | None, data_dir: str | None) -> datasets.DatasetDict:
     if os.path.isdir(name) and not os.listdir(name):
         raise UserError(f"{name}: the folder is empty")
+    cache = None
+    if os.path.isdir(name):
+        if problem := data_problem(name):
+            raise UserError(problem)
+        # `datasets` knows a folder by its card, or by sizes and times: it would serve what a file held before. The
+        # pixels of single images are not kept there.
+        content = content_hash(name, by_name=IMAGE_SUFFIXES)
+        cache = Path(datasets.config.HF_DATASETS_CACHE, "by_content", content)
     try:
-        return datasets.load_dataset(name, config_name, data_dir=data_dir)
+        builder = datasets.load_dataset_builder(name, config_name, data_dir=data_dir, cache_dir=cache)
+        if hasattr(builder.config, "fragment_scan_options"):  # of Parquet
+            checked = pyarrow.dataset.ParquetFragmentScanOptions(page_checksum_verification=True)
+            builder.config.fragment_scan_options = checked
+        builder.download_and_prepare()
+        return builder.as_dataset()
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         known = ", ".join(SOURCES)
         reason = hub_problem(error) or read_problem(error)

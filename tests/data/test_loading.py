@@ -1,9 +1,12 @@
 import io
+import os
 
 import datasets
 import numpy as np
 import pandas as pd
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from dataset_scripts.splits import read_manifest, write_manifest
@@ -148,6 +151,55 @@ def test_an_empty_folder_and_missing_flags(tmp_path):
         load_records("ham10000")
     with pytest.raises(UserError, match="--dataset_config_name nothing: fitzpatrick17k has"):
         load_records("fitzpatrick17k", "nothing", str(tmp_path))
+
+
+def write_parquet(folder, diagnoses: list[str]) -> None:
+    """What `push_to_hub` leaves: a Parquet file, and a card that names it; the same size and time each time."""
+    (folder / "data").mkdir(parents=True, exist_ok=True)
+    path = folder / "data" / "train-00000-of-00001.parquet"
+    table = pa.table({"image": [{"bytes": bytes([i]), "path": None} for i in range(40)], "kind": diagnoses})
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_statistics=False)
+    os.utime(path, ns=(10**18, 10**18))
+    files = "[{split: train, path: data/train-*}]"
+    info = "{features: [{name: image, dtype: image}, {name: kind, dtype: string}]}"
+    card = f"---\nconfigs:\n- config_name: default\n  data_files: {files}\ndataset_info: {info}\n---\n"
+    (folder / "README.md").write_text(card)
+
+
+def test_what_was_changed_in_place_is_read_as_it_is_now(tmp_path):
+    folder, kinds = tmp_path / "own", ["nevus", "melan"] * 20
+    sizes = []
+    for diagnoses in (kinds, kinds[::-1]):
+        write_parquet(folder, diagnoses)
+        sizes.append((folder / "data" / "train-00000-of-00001.parquet").stat().st_size)
+        records = load_records(str(folder), columns=ColumnNames(label="kind", positive_labels=("melan",)))
+        assert records.table["diagnosis"].tolist() == diagnoses
+    assert sizes[0] == sizes[1]
+    path = folder / "data" / "train-00000-of-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_records(str(folder), columns=ColumnNames(label="kind", positive_labels=("melan",)))
+
+
+def test_a_table_that_was_corrected_in_place_is_read_as_it_is_now(tmp_path):
+    table = write_folder(tmp_path / "own")
+    for kinds in (table["kind"], table["kind"][::-1]):
+        table.assign(kind=kinds.to_numpy()).to_csv(tmp_path / "own" / "metadata.csv", index=False)
+        os.utime(tmp_path / "own" / "metadata.csv", ns=(10**18, 10**18))
+        assert load_records(str(tmp_path / "own"), columns=OWN).table["diagnosis"].tolist() == kinds.tolist()
+
+
+def test_a_page_that_is_not_what_was_written_is_refused(tmp_path):
+    folder = tmp_path / "own"
+    write_parquet(folder, ["nevus", "melan"] * 20)
+    path = folder / "data" / "train-00000-of-00001.parquet"
+    table = pq.read_table(path)
+    pq.write_table(table, path, compression="none", use_dictionary=False, write_page_checksum=True)
+    content = path.read_bytes()
+    place = content.index(b"nevus\x05\0\0\0melan")  # in the page, not in its header
+    path.write_bytes(content[:place] + b"m" + content[place + 1 :])
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_records(str(folder), columns=ColumnNames(label="kind", positive_labels=("melan",)))
 
 
 def test_problems_are_set_aside_listed_and_limited(tmp_path):

@@ -1,6 +1,7 @@
 import dataclasses
 import errno
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from dataset_scripts.schema import SKIPPED_COLUMNS
 from dataset_scripts.sources import LOCAL_USE_ONLY, Source
 from dataset_scripts.splits import manifest_hash, read_manifest
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.data.loading import load_records
 
 
 def bitmap(shade: int) -> bytes:
@@ -158,7 +160,7 @@ def test_a_failure_leaves_the_earlier_folder_whole_and_nothing_half_written(make
         rename = os.replace
 
         def failing(source, target):
-            if str(source).endswith(".partial") and str(target) == str(out):
+            if str(source).endswith("made") and str(target) == str(out):
                 raise OSError(errno.EIO, "Input/output error")
             rename(source, target)
 
@@ -166,7 +168,67 @@ def test_a_failure_leaves_the_earlier_folder_whole_and_nothing_half_written(make
     with pytest.raises((OSError, datasets.exceptions.DatasetGenerationError)):
         prepare_parquet(make(DiskFull if fault == "generating" else Toy), str(out), overwrite=True)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    assert not (tmp_path / "toy.partial").exists() and not (tmp_path / "toy.previous").exists()
+    assert not list(tmp_path.glob(".partial*"))
+
+
+@pytest.mark.parametrize("use", [lambda folder: load_records(str(folder)), dataset_publication])
+def test_one_flipped_bit_in_the_data_is_found_before_use(make, tmp_path, use):
+    out = tmp_path / "toy"
+    prepare_parquet(make(), str(out))
+    use(out)
+    path = next(out.glob("data/*/validation-*.parquet"))
+    content = path.read_bytes()
+    path.write_bytes(content[:500] + bytes([content[500] ^ 1]) + content[501:])
+    with pytest.raises(UserError, match=r"data/\w{12}: not the files that were prepared.*\n.*README.md"):
+        use(out)
+    path.unlink()
+    with pytest.raises(UserError, match="not the files that were prepared"):
+        use(out)
+
+
+def prepare_beside_another(cache: str, out: str, start, results) -> None:
+    """In a process of its own, once both are there."""
+    start.wait()
+    try:
+        prepare_parquet(Toy(cache_dir=cache), out, num_proc=1)
+    except UserError as error:
+        results.put(str(error))
+    else:
+        results.put("prepared")
+
+
+def test_two_that_prepare_one_folder_leave_one_whole(make, tmp_path):
+    prepare_parquet(make(), str(tmp_path / "alone"))
+    context = multiprocessing.get_context("fork")
+    start, results = context.Barrier(2), context.Queue()
+    arguments = [(str(tmp_path / f"c{i}"), str(tmp_path / "out" / "toy"), start, results) for i in range(2)]
+    processes = [context.Process(target=prepare_beside_another, args=given) for given in arguments]
+    for process in processes:
+        process.start()
+    said = sorted(results.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join()
+    assert said[1] == "prepared" and ("another process prepares a data set there" in said[0] or "not empty" in said[0])
+    assert files(tmp_path / "out" / "toy") == files(tmp_path / "alone") and os.listdir(tmp_path / "out") == ["toy"]
+
+
+def test_a_folder_that_a_killed_command_had_moved_away_comes_back(make, tmp_path):
+    out, left = tmp_path / "toy", tmp_path / ".partial-toy"
+    prepare_parquet(make(), str(out))
+    before = files(out)
+    (left / "made").mkdir(parents=True)
+    out.rename(left / "previous")
+    with pytest.raises(UserError, match="not empty"):
+        prepare_parquet(make(), str(out))
+    assert files(out) == before and not left.exists()
+
+
+def test_a_linked_folder_stays_a_link(make, tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "toy").symlink_to(tmp_path / "disk")
+    prepare_parquet(make(), str(tmp_path / "toy"))
+    assert (tmp_path / "toy").is_symlink() and (tmp_path / "disk" / "README.md").is_file()
+    assert sorted(os.listdir(tmp_path)) == ["cache0", "disk", "toy"]
 
 
 FULL_DISK = """
@@ -187,7 +249,7 @@ def test_a_full_disk_ends_in_one_line_and_code_2(tmp_path, num_proc):
     assert done.returncode == 2
     assert "error: " in done.stderr and "No space left on device; free some space" in done.stderr
     assert "Traceback" not in done.stderr
-    assert os.listdir(tmp_path) == [] or set(os.listdir(tmp_path)).isdisjoint({"toy", "toy.partial"})
+    assert os.listdir(tmp_path) == [] or set(os.listdir(tmp_path)).isdisjoint({"toy", ".partial-toy"})
 
 
 def test_a_share_of_skipped_images_passes_and_a_larger_one_stops(make, capsys):

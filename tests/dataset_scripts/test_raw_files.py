@@ -160,13 +160,24 @@ def test_files_and_zip_entries_are_looked_at_in_order(tmp_path):
     assert raw_files.inspect_files(raw_files.image_problem, references) == problems
 
 
-def test_content_hash_changes_with_a_file_in_place_only(tmp_path):
-    path = tmp_path / "x"
+def test_content_hash_changes_with_a_files_content_and_name_alone(tmp_path):
+    path, picture = tmp_path / "x", tmp_path / "y.JPG"
     path.write_bytes(b"one")
-    before = raw_files.content_hash(str(tmp_path))
-    assert raw_files.content_hash(str(tmp_path)) == before
+    picture.write_bytes(b"one")
+
+    def hashes() -> tuple[str, str]:
+        return raw_files.content_hash(str(tmp_path)), raw_files.content_hash(str(tmp_path), by_name=(".jpg",))
+
+    before = hashes()
+    os.utime(path, ns=(1, 1))
+    assert hashes() == before
     path.write_bytes(b"two")
     os.utime(path, ns=(1, 1))
-    assert raw_files.content_hash(str(tmp_path)) != before
+    changed = hashes()
+    assert changed[0] != before[0] and changed[1] != before[1]
+    picture.write_bytes(b"two")
+    assert hashes()[0] not in (before[0], changed[0]) and hashes()[1] == changed[1]
+    picture.rename(tmp_path / "z.JPG")
+    assert hashes()[1] != changed[1]
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     raw_files.content_hash(str(tmp_path))
