@@ -61,9 +61,9 @@ def make_sample(
     n = len(labels)
     if n == 0:
         raise UserError("no rows: there is nothing to evaluate")
-    if labels.dtype == object or labels.dtype.kind not in "bifu" or not np.isin(labels, (0, 1)).all():
-        wrong = next((value for value in labels.tolist() if value not in (0, 1)), labels[0])
-        raise UserError(f"label {wrong!r}: labels are 0 (benign) and 1 (melanoma)")
+    for row, label in enumerate(labels.tolist()):
+        if not (isinstance(label, int | float | np.number | np.bool_) and label in (0, 1)):
+            raise UserError(f"label {label!r} in row {row}: labels are 0 (benign) and 1 (melanoma)")
     columns = {"score": scores}
     if lesion_ids is not None:
         columns["lesion_id"] = lesion_ids = np.asarray(lesion_ids)

@@ -6,6 +6,8 @@ import datasets
 import evaluate
 
 import melanoma_fair_xai.fairness as fairness
+from dataset_scripts.schema import UNKNOWN
+from melanoma_fair_xai.fairness.groups import group_name
 from melanoma_fair_xai.fairness.metrics import METRICS
 
 DESCRIPTION = """
@@ -17,8 +19,8 @@ INPUTS = """
 Args:
     predictions: probabilities of the positive class, from 0 to 1.
     references: 0 or 1.
-    groups: names of groups; "unknown" is shown, but compared with nothing.
-    lesion_ids: images of one lesion depend on each other and count as one.
+    groups: names of groups, or numbers; "unknown", as None is, is shown, but compared with nothing.
+    lesion_ids: texts or numbers; images of one lesion depend on each other and count as one.
     threshold: an image is called positive where its prediction is at least this; default 0.5.
     reference: the group that others are compared with; default: the one with most positives.
     n_resamples: bootstrap replicates; default 2000.
@@ -55,6 +57,20 @@ class StratifiedFairness(evaluate.Metric):
                 }
             ),
         )
+
+    def add_batch(self, *, groups=None, lesion_ids=None, **columns) -> None:
+        """Add a batch; the columns may also be given to `compute`."""
+        if groups is not None:
+            groups = [group_name(value) for value in groups]
+        if lesion_ids is not None:
+            names = (group_name(value) for value in lesion_ids)
+            lesion_ids = ["" if name == UNKNOWN else name for name in names]  # which _compute refuses, with the row
+        super().add_batch(groups=groups, lesion_ids=lesion_ids, **columns)
+
+    def add(self, *, groups=None, lesion_ids=None, **cells) -> None:
+        """Add one image."""
+        columns = {f"{name}s": [value] for name, value in cells.items()}
+        self.add_batch(groups=[groups], lesion_ids=[lesion_ids], **columns)
 
     def _compute(
         self,

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.fairness.groups import group_columns
+from melanoma_fair_xai.fairness.groups import as_groups, group_columns
 
 
 def test_derived_groups():
@@ -60,3 +60,25 @@ def test_skin_types_and_ages_are_read_as_they_are_when_data_are_loaded():
 def test_what_is_no_skin_type_or_age_is_refused(column, cell, group_by):
     with pytest.raises(UserError, match=f"column {column}, row 1: .* '{cell}'"):
         group_columns(pd.DataFrame({column: [1, cell]}), [group_by])
+
+
+def test_any_kind_of_value_is_a_name_in_its_order():
+    def names(values) -> list[str]:
+        return list(as_groups(values, "x").cat.categories)
+
+    ages = pd.Series([3.0, 12.0, 25.0, None])
+    bands = pd.cut(ages, [0, 5, 10, 20, 30])
+    assert as_groups(bands, "x").tolist() == ["(0, 5]", "(10, 20]", "(20, 30]", "unknown"]
+    assert names(bands) == ["(0, 5]", "(10, 20]", "(20, 30]", "unknown"]
+    assert names(bands.astype(object)) == names(bands)  # intervals, in no categories
+    counts = pd.Series(pd.Categorical([10, 2, 1, None], [10, 2, 1], ordered=True))
+    assert names(counts) == ["10", "2", "1", "unknown"]
+    assert names([10, 2, 1]) == names(["10", "2", "1"]) == names([10.0, 2.0, 1.0]) == ["1", "2", "10"]
+    assert names([0.5, 2.0, None, np.nan, pd.NA]) == ["0.5", "2", "unknown"]
+    assert names([True, False]) == ["False", "True"] and names(["b", "a", ""]) == ["a", "b", "unknown"]
+    assert names([1, "b", None]) == ["1", "b", "unknown"]
+    assert names(pd.Series(["VI", "I"], dtype="category")) == ["I", "VI"]
+    crossed = group_columns(pd.DataFrame({"a": bands, "b": counts}), ["a*b"])["a*b"]
+    assert crossed.tolist() == ["(0, 5], 10", "(10, 20], 2", "(20, 30], 1", "unknown"]
+    with pytest.raises(UserError, match="61 different values"):
+        names(pd.Categorical(range(61), ordered=True))

@@ -9,6 +9,7 @@ from scipy import stats
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.fairness import evaluate, mean_by_group
+from melanoma_fair_xai.fairness.sample import make_sample
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -146,3 +147,32 @@ def test_contrasts_of_ppv_where_one_group_has_no_false_alarm():
     assert gap.value == pytest.approx(noisy.value - clean.value)
     # Independent groups: the squared distances add up.
     assert gap.value - gap.low == pytest.approx(np.hypot(noisy.value - noisy.low, 0), rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        lambda labels: labels.astype(object),
+        lambda labels: pd.Series(labels, dtype="Int64"),
+        lambda labels: pd.Series(labels.astype(bool), dtype="boolean"),
+        lambda labels: [np.int8(label) for label in labels],
+        lambda labels: pd.Series(labels.astype(float), dtype=object),
+    ],
+)
+def test_zeros_and_ones_are_labels_whatever_holds_them(kind):
+    labels = np.tile([0, 1], 20)
+    assert (make_sample(kind(labels), np.linspace(0, 1, 40)).labels == labels.astype(bool)).all()
+
+
+@pytest.mark.parametrize(("label", "said"), [("1", "'1'"), (None, "None"), (2, "2"), (pd.NA, "<NA>"), (0.5, "0.5")])
+def test_what_is_no_label_is_named_with_its_row(label, said):
+    with pytest.raises(UserError, match=f"^label {said} in row 3: labels are 0"):
+        make_sample(pd.Series([0, 1, True, label], dtype=object), np.linspace(0, 1, 4))
+
+
+def test_a_reference_may_be_the_number_that_the_group_is():
+    labels, scores = np.tile([0, 1], 40), np.linspace(0, 1, 80)
+    for values in ([1] * 40 + [2] * 40, [1.0] * 40 + [2.0] * 40, pd.cut([1] * 40 + [2] * 40, [0, 1, 2])):
+        asked = 2 if isinstance(values, list) else pd.Interval(1, 2)
+        report = evaluate(labels, scores, {"site": values}, reference={"site": asked}, n_resamples=100)
+        assert {row.reference for row in report.contrasts} == {"2" if isinstance(values, list) else "(1, 2]"}

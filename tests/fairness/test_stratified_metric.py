@@ -107,3 +107,25 @@ def test_an_evaluator_passes_the_columns_of_a_split(metric, phantoms, tmp_path):
         StratifiedEvaluator("sex", positive_labels=["mel"]).compute(
             pipeline, data=split, metric=metric, label_column="melanoma"
         )
+
+
+def test_groups_and_lesions_may_be_numbers_or_missing(metric, data):
+    number = {"I-II": 1, "V-VI": 2.0}
+    groups = [number[group] for group in data["groups"]]
+    groups[:3] = None, float("nan"), np.float64("nan")
+    lesions = [int(name.removeprefix("lesion")) for name in data["lesion_ids"]]
+    named = [{1: "1", 2.0: "2"}.get(group, "unknown") for group in groups]
+    results = metric.compute(**data | {"groups": groups, "lesion_ids": lesions}, n_resamples=50)
+    expected = metric.compute(**data | {"groups": named}, n_resamples=50)
+    np.testing.assert_equal(results, expected)
+    assert {row["group"] for row in results["by_group"]} == {"1", "2", "unknown"}
+    for row in range(400):  # one by one
+        metric.add(
+            prediction=data["predictions"][row],
+            reference=data["references"][row],
+            groups=groups[row],
+            lesion_ids=np.int64(lesions[row]),
+        )
+    np.testing.assert_equal(metric.compute(n_resamples=50), expected)
+    with pytest.raises(UserError, match="lesion_id: no value in row 1"):
+        metric.compute(**{name: values[:2] for name, values in data.items()} | {"lesion_ids": [7, None]})
