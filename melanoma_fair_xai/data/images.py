@@ -16,6 +16,8 @@ from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.images import open_image
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+# Of an image of more than 8 bits, read as 8: one with no higher value has its own range, such as 0 to 1, or 12 bits.
+FEW_BITS = 31
 CROP_MODES = ("center", "squash", "border")
 
 
@@ -78,16 +80,21 @@ def _with_tuples(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def open_rgb(content: bytes) -> PIL.Image.Image:
-    """A file's bytes as an upright 8-bit RGB image. Raises OSError or ValueError for what is no whole image.
+    """A file's bytes as an upright 8-bit RGB image, as Pillow, and with it `pipeline()` of transformers, converts it.
 
-    Turned as its EXIF tag says; 16-bit greyscale is scaled, not clipped.
+    Turned as its EXIF tag says. Raises OSError or ValueError for what is no whole image, and ValueError for 16-bit,
+    int32 and float images of which that would make black or white.
     """
     with open_image(content) as image:
+        is_deep = image.mode[0] in "IF" or any(";16" in str(tile[3]) for tile in image.tile)
         image.load()
-    image = PIL.ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):
-        image = PIL.Image.fromarray((np.asarray(image, dtype=np.uint32) >> 8).astype(np.uint8))
-    return image.convert("RGB")
+    if is_deep:
+        values = np.asarray(image)
+        if not (values.min() >= 0 and FEW_BITS < values.max() < 256):
+            raise ValueError(
+                f"more than 8 bits a channel, values from {values.min():g} to {values.max():g}: save it with 8 bits"
+            )
+    return PIL.ImageOps.exif_transpose(image).convert("RGB")
 
 
 def pixel_transform(preprocessing: Preprocessing) -> Callable[[PIL.Image.Image], torch.Tensor]:

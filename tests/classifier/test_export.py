@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import transformers
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from PIL import Image
@@ -20,7 +21,7 @@ from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.classifier.calibration import Calibration, calibrate
 from melanoma_fair_xai.classifier.export import ClassifierInfo, export_classifier, fold_calibration, load_classifier
 from melanoma_fair_xai.classifier.models import create_classifier, last_layer
-from melanoma_fair_xai.data.images import Preprocessing
+from melanoma_fair_xai.data.images import Preprocessing, normalise, open_rgb, pixel_transform
 
 FAMILIES = {"resnet18": 64, "mobilenetv2_100": 64, "convnext_atto": 96, "vit_tiny_patch16_224": 64}
 LABELS = ["benign", "melanoma"]
@@ -165,6 +166,16 @@ def test_all_routes_see_the_same_pixels_of_the_whole_image(results, lesion, fami
     resample = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}[config["interpolation"]]
     squashed = np.asarray(lesion.resize((size, size), resample)).transpose(2, 0, 1) / 255
     np.testing.assert_allclose(pixels[0], (squashed - mean) / std, atol=1e-5)
+
+
+def test_a_16_bit_image_scores_as_in_a_pipeline(folder_of_families, lesion, tmp_path):
+    folder, path = folder_of_families / "resnet18", tmp_path / "lesion.png"
+    Image.fromarray(np.asarray(lesion.convert("L")).astype(np.uint16)).save(path)
+    model, info = load_classifier(folder)
+    pixels = pixel_transform(info.preprocessing)(open_rgb(path.read_bytes()))[None]
+    ours = logits(model, normalise(pixels, info.preprocessing)).softmax(1)[0, 1].item()
+    scores = {a["label"]: a["score"] for a in transformers.pipeline("image-classification", str(folder))(str(path))}
+    assert abs(ours - scores["melanoma"]) < 1e-5
 
 
 def test_config_is_plain_json_without_the_sources_particulars(folder_of_families):
