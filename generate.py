@@ -138,9 +138,10 @@ def copy_finder(accelerator: Accelerator, records: Records, pipeline: Any) -> Co
     from melanoma_fair_xai.data.cache import decode_once
     from melanoma_fair_xai.diffusion.copies import CopyFinder
     from melanoma_fair_xai.diffusion.data import centre_square
+    from melanoma_fair_xai.diffusion.networks import image_size
     from melanoma_fair_xai.engine.launch import once_per_machine
 
-    square = centre_square(pipeline.unet.config.sample_size)
+    square = centre_square(image_size(pipeline.unet))
     cache = once_per_machine(accelerator, lambda: decode_once(records.images, square))
     return CopyFinder.of(cache.pixels, (records.table["split"] == "train").to_numpy())
 

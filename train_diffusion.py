@@ -69,7 +69,9 @@ def train_and_export(accelerator: Accelerator, folder: Path, args: Arguments) ->
     check_rows(images, train_rows)
     unet, conditioner = make_networks(images, model_args)
     noise_scheduler = make_noise_scheduler(model_args.prediction_type, model_args.beta_schedule)
-    learner = DiffusionLearner(accelerator, folder, unet, conditioner, noise_scheduler, images, train_rows, training)
+    learner = DiffusionLearner(
+        accelerator, folder, unet, conditioner, noise_scheduler, images, train_rows, training, model_args.haar_levels
+    )
     run = Training(accelerator, folder, learner, training, data, model_args)
     if accelerator.is_main_process:
         # The settings first: they mark the folder as a run's, so that one killed here can be resumed or overwritten.
@@ -94,6 +96,7 @@ def dry_run(args: Arguments) -> None:
     from melanoma_fair_xai.data.loading import training_rows
     from melanoma_fair_xai.diffusion.data import find_conditions
     from melanoma_fair_xai.diffusion.learner import ConditionedImages
+    from melanoma_fair_xai.diffusion.networks import training_rate
     from melanoma_fair_xai.engine.launch import start_accelerator
 
     data, model_args, training, _ = args
@@ -105,6 +108,9 @@ def dry_run(args: Arguments) -> None:
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
     accelerator.print(describe(accelerator, unet, conditioner, args, len(rows)))
+    rate = training_rate(unet.to(accelerator.device), training.train_batch_size, accelerator)
+    hours = training.max_train_steps * training.gradient_accumulation_steps * training.train_batch_size / rate / 3600
+    accelerator.print(f"about {hours:,.1f} hours at {rate:,.1f} images/s, as a step of the UNet alone goes here now")
 
 
 def load_records(accelerator: Accelerator, data: ConditionArguments) -> Records:
@@ -153,6 +159,8 @@ def make_networks(
         block_out_channels=model_args.block_out_channels,
         layers_per_block=model_args.layers_per_block,
         attention_resolutions=model_args.attention_resolutions,
+        haar_levels=model_args.haar_levels,
+        dropout=model_args.dropout,
     )
 
 
@@ -164,7 +172,7 @@ def describe(
     images: int,
 ) -> str:
     """What will be trained, on what, and what it takes."""
-    from melanoma_fair_xai.diffusion.networks import count_parameters, training_memory
+    from melanoma_fair_xai.diffusion.networks import count_parameters, forward_flops, training_memory
 
     data, model_args, training, _ = args
     settings = {name: getattr(model_args, name, getattr(training, name, None)) for name in PRESETS[model_args.preset]}
@@ -178,7 +186,8 @@ def describe(
             f"{data.dataset_name}: {images:,} training images, {steps_per_epoch:,.0f} steps per epoch, "
             f"{training.max_train_steps / steps_per_epoch:,.1f} epochs",
             *(f"  {name}: {conditioner.seen(name)}" for name in conditioner.names),
-            f"parameters: UNet {count_parameters(unet):,}, conditioner {count_parameters(conditioner):,}",
+            f"parameters: UNet {count_parameters(unet):,}, conditioner {count_parameters(conditioner):,}; "
+            f"{forward_flops(unet) / 1e9:.1f} GFLOP an image forward",
             f"memory, at least: {fixed / 2**30:.1f} GiB for weights and optimiser, {saved / 2**30:.1f} GiB in a step",
             f"{accelerator.num_processes} process(es) on {accelerator.device.type} in {precision}",
         ]

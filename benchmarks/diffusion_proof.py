@@ -36,6 +36,7 @@ from melanoma_fair_xai.data.images import pixel_transform
 from melanoma_fair_xai.data.loading import load_records
 from melanoma_fair_xai.diffusion.data import centre_square
 from melanoma_fair_xai.diffusion.generation import load_pipeline
+from melanoma_fair_xai.diffusion.networks import image_size
 
 BATCH = 64
 TYPES = [name for name in SKIN_TYPES if name != UNKNOWN]
@@ -60,7 +61,7 @@ def main() -> None:
     pipeline.set_progress_bar_config(disable=True)
     classifier, info = load_classifier(arguments.classifier)
     sampler = Sampler(pipeline, arguments.seed, arguments.num_inference_steps)
-    table, pixels = held_out_drawings(arguments.dataset_name, pipeline.unet.config.sample_size)
+    table, pixels = held_out_drawings(arguments.dataset_name, image_size(pipeline.unet))
 
     def scores(images: np.ndarray) -> np.ndarray:
         return classify(classifier, info, images)

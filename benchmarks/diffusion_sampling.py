@@ -23,6 +23,7 @@ from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.classifier.export import ClassifierInfo, load_classifier
 from melanoma_fair_xai.data.images import normalise
 from melanoma_fair_xai.diffusion.generation import load_pipeline
+from melanoma_fair_xai.diffusion.networks import image_size
 from melanoma_fair_xai.diffusion.sample_metrics import squared_mmd
 
 SUBSETS = 50
@@ -40,7 +41,7 @@ def main() -> None:
     pipeline = load_pipeline(arguments.model)
     pipeline.set_progress_bar_config(desc="steps", leave=False)
     classifier, info = load_classifier(arguments.classifier)
-    _, pixels = held_out_drawings(arguments.dataset_name, pipeline.unet.config.sample_size)
+    _, pixels = held_out_drawings(arguments.dataset_name, image_size(pipeline.unet))
     drawings = features(classifier, info, pixels[: 2 * arguments.samples])
     reference, others = drawings[: arguments.samples], drawings[arguments.samples :]
 

@@ -95,9 +95,10 @@ def make_task(records: Records, count: int, model_args: ModelArguments) -> Condi
     return ConditionedImages(records, cache.pixels, find_conditions(records.table, [], records.name), cache.content)
 
 
-def fixed_batch(model_args: ModelArguments, training: TrainingArguments) -> tuple[torch.Tensor, ...]:
-    """(images, noise, timesteps) of one batch."""
-    shape = (training.train_batch_size, 3, model_args.resolution, model_args.resolution)
+def fixed_batch(unet: diffusers.UNet2DModel, training: TrainingArguments) -> tuple[torch.Tensor, ...]:
+    """(images or their bands, noise, timesteps) of one batch."""
+    config = unet.config
+    shape = (training.train_batch_size, config.in_channels, config.sample_size, config.sample_size)
     return torch.rand(shape) * 2 - 1, torch.randn(shape), torch.arange(shape[0]) * 1000 // shape[0]
 
 
@@ -109,7 +110,7 @@ def bare_steps(images: ConditionedImages, model_args: ModelArguments, training: 
     parameters = [*unet.parameters(), *conditioner.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-4, fused=True)
     alphas = make_noise_scheduler(model_args.prediction_type, model_args.beta_schedule).alphas_cumprod
-    images, noise, timesteps = fixed_batch(model_args, training)
+    images, noise, timesteps = fixed_batch(unet, training)
     conditions = conditioner.encode({}, len(images))
     bf16 = resolve_precision("auto") == "bf16"
     while True:
@@ -132,7 +133,16 @@ def our_steps(
     accelerator = Accelerator(mixed_precision=resolve_precision("auto"))
     scheduler = make_noise_scheduler(model_args.prediction_type, model_args.beta_schedule)
     networks = make_networks(images, model_args)
-    learner = DiffusionLearner(accelerator, Path(folder), *networks, scheduler, images, images.rows("train"), training)
+    learner = DiffusionLearner(
+        accelerator,
+        Path(folder),
+        *networks,
+        scheduler,
+        images,
+        images.rows("train"),
+        training,
+        model_args.haar_levels,
+    )
     run = Training(accelerator, Path(folder), learner, training)
     while True:
         for step in run.epoch_steps():
@@ -153,7 +163,7 @@ def diffusers_steps(
     )
     optimizer = torch.optim.AdamW(unet.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6, foreach=False)
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear")
-    images, _, timesteps = fixed_batch(model_args, training)
+    images, _, timesteps = fixed_batch(unet, training)
     vector = torch.zeros(len(images), 4 * model_args.block_out_channels[0])
     bf16 = resolve_precision("auto") == "bf16"
     while True:

@@ -8,14 +8,24 @@ from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.engine.options import TrainingOptions
 
-# What each preset sets, unless a flag says otherwise. 32-tiny and 64-small are for a CPU and an hour or two, 128-base
-# and 256-base for one GPU and a day or more (256-base: 24 GB in bf16).
+# Of the presets whose UNet sees 64 x 64 Haar bands.
+BANDS = {"attention_resolutions": [8], "beta_schedule": "squaredcos_cap_v2", "max_train_steps": 50_000}
+SMALL = {"block_out_channels": [64, 96, 128, 192], "layers_per_block": 1, "dropout": 0.0, **BANDS}
+SMALL |= {"train_batch_size": 16, "learning_rate": 4e-4}
+BASE = {"block_out_channels": [64, 128, 192, 256], "layers_per_block": 2, "dropout": 0.1, **BANDS}
+BASE |= {"train_batch_size": 64, "learning_rate": 3e-4}
+LARGE = {**BASE, "block_out_channels": [128, 256, 384], "attention_resolutions": [16]}
+
+# What each preset sets, unless a flag says otherwise. 32-tiny and 64-small see pixels and are for a CPU and an hour or
+# two; of the others, small is for a CPU and some days, base and large for a GPU and some hours.
 PRESETS = {
     "32-tiny": {
         "resolution": 32,
+        "haar_levels": 0,
         "block_out_channels": [32, 64, 96],
         "layers_per_block": 1,
         "attention_resolutions": [8],
+        "dropout": 0.0,
         "beta_schedule": "squaredcos_cap_v2",
         "train_batch_size": 16,
         "learning_rate": 8e-4,
@@ -23,36 +33,21 @@ PRESETS = {
     },
     "64-small": {
         "resolution": 64,
+        "haar_levels": 0,
         "block_out_channels": [16, 48, 96, 128],
         "layers_per_block": 1,
         "attention_resolutions": [8],
+        "dropout": 0.0,
         "beta_schedule": "squaredcos_cap_v2",
         "train_batch_size": 16,
         "learning_rate": 8e-4,
         "max_train_steps": 5000,
     },
-    "128-base": {
-        "resolution": 128,
-        "block_out_channels": [64, 128, 192, 256],
-        "layers_per_block": 2,
-        "attention_resolutions": [16],
-        "beta_schedule": "squaredcos_cap_v2",
-        "train_batch_size": 32,
-        "learning_rate": 2e-4,
-        "max_train_steps": 100_000,
-    },
-    # With more pixels the same noise hides less of the whole: the linear schedule has more of it (Hoogeboom, Heek and
-    # Salimans 2023, arXiv:2301.11093).
-    "256-base": {
-        "resolution": 256,
-        "block_out_channels": [64, 128, 192, 256, 384],
-        "layers_per_block": 2,
-        "attention_resolutions": [16],
-        "beta_schedule": "linear",
-        "train_batch_size": 16,
-        "learning_rate": 1e-4,
-        "max_train_steps": 200_000,
-    },
+    "128-small": {"resolution": 128, "haar_levels": 1, **SMALL},
+    "128-base": {"resolution": 128, "haar_levels": 1, **BASE},
+    "256-small": {"resolution": 256, "haar_levels": 2, **SMALL},
+    "256-base": {"resolution": 256, "haar_levels": 2, **BASE},
+    "256-large": {"resolution": 256, "haar_levels": 2, **LARGE},
 }
 
 
@@ -83,11 +78,17 @@ class ModelArguments:
 
     preset: Literal[tuple(PRESETS)] | None = flag(None, "Default: by --resolution, else 64-small.")
     resolution: int | None = flag(None, "Pixels; default: the preset's.", low=1)
+    haar_levels: int | None = flag(
+        None,
+        "The UNet sees the bands of so many levels of a Haar transform, each of which halves the resolution.",
+        low=0,
+    )
     block_out_channels: list[int] | None = flag(
-        None, "Channels of the UNet, by level; each level halves the resolution.", low=1
+        None, "Channels of the UNet, by level; each level but the first halves the resolution.", low=1
     )
     layers_per_block: int | None = flag(None, "Residual layers in each level.", low=1)
     attention_resolutions: list[int] | None = flag(None, "Levels of these resolutions attend.", low=1)
+    dropout: float | None = flag(None, "Of the UNet's residual layers.", low=0, below=1)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | None = flag(None, "As in diffusers.")
     prediction_type: Literal["v_prediction", "sample", "epsilon"] = flag(
         "v_prediction",

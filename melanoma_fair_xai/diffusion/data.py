@@ -89,13 +89,14 @@ def condition_column(table: pd.DataFrame, name: str) -> pd.Series:
 
 
 class DiffusionDataset(torch.utils.data.Dataset):
-    """Pixels by (epoch, index), flipped and turned, with noise, timestep and the conditions that are left.
+    """By (epoch, index): the pixels, or their row where these lie on the device, which of the eight symmetries they
+    take, timestep, the seed of their noise, and the conditions that are left.
 
     All random numbers of a sample come from a generator of its own, (seed, epoch, index): they do not depend on
-    batches, workers, processes or restarts. Lesions have no upright side; colour and size carry meaning and stay.
+    batches, workers, processes or restarts.
 
     Args:
-        pixels: uint8 (N, H, W, 3).
+        pixels: uint8 (N, H, W, 3), see `on_device`.
         rows: those to train on, (n,).
         encoded: conditions of the rows, as `Conditions.encode` gives them.
         unknown: encoded values that stand for unknown.
@@ -107,7 +108,7 @@ class DiffusionDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        pixels: np.ndarray,
+        pixels: np.ndarray | torch.Tensor,
         rows: np.ndarray,
         encoded: dict[str, np.ndarray],
         unknown: dict[str, Any],
@@ -127,27 +128,43 @@ class DiffusionDataset(torch.utils.data.Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, index = key
         rng = sample_generator(self.seed, epoch, index)
-        timestep, turns, flip = rng.integers(self.num_train_timesteps), rng.integers(4), rng.integers(2)
+        timestep, symmetry = rng.integers(self.num_train_timesteps), rng.integers(8)
         all_hidden, some_hidden = rng.uniform(size=2) < (self.unconditional_share, self.condition_dropout)
         hidden = all_hidden | (some_hidden & (rng.uniform(size=len(self.encoded)) < rng.uniform()))
-        image = np.rot90(self.pixels[self.rows[index]], turns)
-        image = image[:, ::-1] if flip else image
-        noise = rng.standard_normal((3, *image.shape[:2]), dtype=np.float32)
+        row = self.rows[index]
+        resident = isinstance(self.pixels, torch.Tensor)
+        image = {"rows": torch.tensor(row)} if resident else {"pixels": torch.from_numpy(self.pixels[row].copy())}
         conditions = {
             name: self.unknown[name] if hide else values[index]
             for (name, values), hide in zip(self.encoded.items(), hidden.tolist(), strict=True)
         }
         return {
-            "pixels": torch.from_numpy(image.transpose(2, 0, 1).copy()),
-            "noise": torch.from_numpy(noise),
+            **image,
+            "symmetries": int(symmetry),
+            "noise_seeds": int(rng.integers(2**63)),
             "timesteps": int(timestep),
             "conditions": {name: torch.tensor(value) for name, value in conditions.items()},
         }
 
 
 def scale(pixels: torch.Tensor) -> torch.Tensor:
-    """uint8 pixels as the networks see them: float32 in [-1, 1]."""
-    return pixels.float() / 127.5 - 1
+    """Pixels (N, H, W, 3), uint8, as float32 images (N, 3, H, W) in [-1, 1]."""
+    return pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def turned(images: torch.Tensor, symmetries: torch.Tensor) -> torch.Tensor:
+    """Images (N, C, H, H), each in one of the eight symmetries of the square, 0 to 7 in `symmetries` (N,): lesions
+    have no upright side, while colour and size carry meaning and stay."""
+    for bit, turn in enumerate((lambda x: x.flip(-1), lambda x: x.flip(-2), lambda x: x.mT)):
+        images = torch.where((symmetries >> bit & 1).bool()[:, None, None, None], turn(images), images)
+    return images
+
+
+def seeded_noise(seeds: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
+    """Standard normal noise (N, *shape) where the seeds (N,) are, of each image by its own: the same in any batch."""
+    generator = torch.Generator(seeds.device)
+    draws = [torch.randn(shape, generator=generator.manual_seed(seed), device=seeds.device) for seed in seeds.tolist()]
+    return torch.stack(draws)
 
 
 def centre_square(resolution: int) -> Preprocessing:

@@ -17,12 +17,15 @@ from .pipeline_lesion import LesionPipeline
 
 
 def make_pipeline(
-    unet: diffusers.UNet2DModel, conditioner: LesionConditioner, noise_scheduler: diffusers.DDPMScheduler
+    unet: diffusers.UNet2DModel,
+    conditioner: LesionConditioner,
+    noise_scheduler: diffusers.DDPMScheduler,
+    band_scales: dict[str, float] | None = None,
 ) -> LesionPipeline:
     """The two networks with training's noise schedule under DPM-Solver++ (multistep, second order; Lu et al. 2022,
-    arXiv:2211.01095)."""
+    arXiv:2211.01095); `band_scales` as `LesionPipeline` takes them."""
     sampler = diffusers.DPMSolverMultistepScheduler.from_config(noise_scheduler.config)
-    return LesionPipeline(unet, conditioner, sampler)
+    return LesionPipeline(unet, conditioner, sampler, band_scales)
 
 
 def export_pipeline(pipeline: LesionPipeline, folder: Path) -> None:

@@ -11,15 +11,19 @@ from accelerate import Accelerator
 
 from dataset_scripts.splits import manifest_hash
 from melanoma_fair_xai.base.seeding import sample_generator
+from melanoma_fair_xai.data.cache import on_device, take
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.diffusion.arguments import TrainingArguments
-from melanoma_fair_xai.diffusion.data import Conditions, DiffusionDataset, scale
+from melanoma_fair_xai.diffusion.data import Conditions, DiffusionDataset, scale, seeded_noise, turned
 from melanoma_fair_xai.diffusion.export import make_pipeline
 from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
-from melanoma_fair_xai.diffusion.process import loss_weights, training_target
+from melanoma_fair_xai.diffusion.pipeline_lesion import to_bands
+from melanoma_fair_xai.diffusion.process import band_errors, loss_weights, measure_band_scales, training_target
 from melanoma_fair_xai.diffusion.validation import BANDS, draw_sheet, held_out_losses, sample_shared, sheet_cells
 from melanoma_fair_xai.engine.sampler import balanced_weights
 from melanoma_fair_xai.engine.training import Learner, Validation
+
+MEASURED_IMAGES = 256  # whose bands are measured
 
 
 @dataclass
@@ -56,6 +60,7 @@ class DiffusionLearner(Learner):
         images: ConditionedImages,
         train_rows: np.ndarray,
         options: TrainingArguments,
+        haar_levels: int = 0,
     ):
         self.accelerator, self.folder, self.images, self.options = accelerator, folder, images, options
         if options.gradient_checkpointing:
@@ -66,11 +71,14 @@ class DiffusionLearner(Learner):
         }
         self.prediction_type = noise_scheduler.config.prediction_type
         self.alphas_cumprod = noise_scheduler.alphas_cumprod.to(accelerator.device)
-        self.pipeline = make_pipeline(unet, conditioner, noise_scheduler)
+        measured = train_rows[np.linspace(0, len(train_rows) - 1, min(len(train_rows), MEASURED_IMAGES)).astype(int)]
+        scales = measure_band_scales(scale(torch.from_numpy(images.pixels[measured])), haar_levels)
+        self.pipeline = make_pipeline(unet, conditioner, noise_scheduler, scales)
+        self.pixels = on_device(images.pixels, accelerator.device)
         if options.class_balanced_sampling:
             self.sampling_weights = balanced_weights(images.records.table["diagnosis"].to_numpy()[train_rows])
         self.dataset = DiffusionDataset(
-            images.pixels,
+            self.pixels,
             train_rows,
             images.encode(train_rows),
             images.conditions.unknown(),
@@ -82,15 +90,20 @@ class DiffusionLearner(Learner):
         self.facts = {
             "split manifest": manifest_hash(images.records.manifest),
             "content of the images": images.content,
+            "band scales": scales,
         }
 
     def loss(self, networks: dict[str, torch.nn.Module], batch: dict[str, Any]) -> torch.Tensor:
-        images = scale(batch["pixels"]).contiguous(memory_format=torch.channels_last)
+        pixels = take(self.pixels, batch["rows"], self.accelerator.device) if "rows" in batch else batch["pixels"]
+        scales = self.pipeline.config.band_scales
+        bands = to_bands(turned(scale(pixels), batch["symmetries"]), scales)
+        noise = seeded_noise(batch["noise_seeds"], bands.shape[1:])
         alphas = self.alphas_cumprod[batch["timesteps"]]
-        noisy, target = training_target(images, batch["noise"], alphas, self.prediction_type)
+        noisy, target = training_target(bands, noise, alphas, self.prediction_type)
+        noisy = noisy.contiguous(memory_format=torch.channels_last)
         with self.accelerator.autocast():
             output = networks["unet"](noisy, batch["timesteps"], networks["conditioner"](batch["conditions"])).sample
-        errors = (output.float() - target).square().mean(dim=(1, 2, 3))
+        errors = band_errors(output.float(), target, scales)
         return (loss_weights(alphas, self.prediction_type, self.options.snr_gamma) * errors).mean()
 
     def validate(self, step: int) -> Validation:

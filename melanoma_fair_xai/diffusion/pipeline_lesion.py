@@ -23,12 +23,15 @@ class LesionPipeline(DiffusionPipeline):
         conditioner: `LesionConditioner`, which makes the vector that the UNet takes as `class_labels`.
         scheduler: any that can do what training did; made from the stored one by `from_config`. One that lacks zero
             terminal SNR (Lin et al. 2024, arXiv:2305.08891) is refused if training used it.
+        band_scales: what each of the Haar bands that the UNet sees is divided by, by its name (see `to_bands`); by
+            default there is one, "", the pixels.
     """
 
     model_cpu_offload_seq = "conditioner->unet"
 
-    def __init__(self, unet, conditioner, scheduler):
+    def __init__(self, unet, conditioner, scheduler, band_scales: dict[str, float] | None = None):
         super().__init__()
+        self.register_to_config(band_scales=band_scales or {"": 1.0})
         self.register_modules(unet=unet, conditioner=conditioner, scheduler=scheduler)
 
     @torch.no_grad()
@@ -115,7 +118,7 @@ class LesionPipeline(DiffusionPipeline):
                 changed = callback_on_step_end(self, step, int(timestep), {"latents": latents})
                 latents = (changed or {}).get("latents", latents)
 
-        images = (latents / 2 + 0.5).clamp(0, 1)
+        images = (from_bands(latents, self.config.band_scales) / 2 + 0.5).clamp(0, 1)
         self.maybe_free_model_hooks()
         if output_type != "pt":
             images = images.cpu().permute(0, 2, 3, 1).numpy()
@@ -142,6 +145,49 @@ class LesionPipeline(DiffusionPipeline):
         index["_class_name"] = _copy_source(type(self), folder)
         index["conditioner"] = _copy_source(type(self.conditioner), folder / "conditioner")
         path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def band_names(levels: int) -> list[str]:
+    """Of the bands of a Haar wavelet packet, in the order of channels: a letter for each level from the first, as in
+    PyWavelets a for averages and h, v and d for the differences of rows, of columns, and of both."""
+    names = [""]
+    for _ in range(levels):
+        names = [name + band for band in "ahvd" for name in names]
+    return names
+
+
+def haar_levels(scales: dict[str, float]) -> int:
+    """How many levels have bands of these names."""
+    return len(next(iter(scales)))
+
+
+def to_bands(images: torch.Tensor, scales: dict[str, float]) -> torch.Tensor:
+    """Images (N, C, H, W) in bands (N, bands x C, H / 2^levels, W / 2^levels), each divided by its scale.
+
+    The orthonormal Haar transform in two dimensions, done to all bands again at each level: white noise stays white.
+    """
+    for _ in range(haar_levels(scales)):
+        top, bottom = images[..., ::2, :], images[..., 1::2, :]
+        images = torch.cat([top + bottom, top - bottom], dim=1)
+        left, right = images[..., ::2], images[..., 1::2]
+        images = torch.cat([left + right, left - right], dim=1) / 2
+    return images / _by_channel(scales, images)
+
+
+def from_bands(bands: torch.Tensor, scales: dict[str, float]) -> torch.Tensor:
+    """The images whose bands these are: the inverse of `to_bands`."""
+    images = bands * _by_channel(scales, bands)
+    for _ in range(haar_levels(scales)):
+        average, difference = images.chunk(2, dim=1)
+        images = torch.stack([average + difference, average - difference], dim=-1).flatten(-2)
+        average, difference = images.chunk(2, dim=1)
+        images = torch.stack([average + difference, average - difference], dim=-2).flatten(-3, -2) / 2
+    return images
+
+
+def _by_channel(scales: dict[str, float], bands: torch.Tensor) -> torch.Tensor:
+    values = torch.tensor([scales[name] for name in band_names(haar_levels(scales))], device=bands.device)
+    return values.repeat_interleave(bands.shape[1] // len(values))[:, None, None]
 
 
 def _copy_source(kind: type, folder: pathlib.Path) -> list[str]:

@@ -16,8 +16,8 @@ from melanoma_fair_xai.base.images import open_image
 from melanoma_fair_xai.base.seeding import sample_generator
 from melanoma_fair_xai.base.tables import figure_text
 from melanoma_fair_xai.diffusion.data import Conditions, scale
-from melanoma_fair_xai.diffusion.pipeline_lesion import LesionPipeline
-from melanoma_fair_xai.diffusion.process import training_target
+from melanoma_fair_xai.diffusion.pipeline_lesion import LesionPipeline, to_bands
+from melanoma_fair_xai.diffusion.process import band_errors, training_target
 
 BANDS = 5  # of timesteps
 REPEATS = 4  # rows of a sheet, where no skin type is known
@@ -43,7 +43,7 @@ def held_out_losses(
         pixels: uint8 (N, H, W, 3). encoded: their conditions.
     """
     device, width = accelerator.device, len(noise_alphas) / BANDS
-    prediction_type = pipeline.scheduler.config.prediction_type
+    prediction_type, scales = pipeline.scheduler.config.prediction_type, pipeline.config.band_scales
     sums = torch.zeros(2, BANDS, dtype=torch.float64, device=device)
     mine = np.arange(accelerator.process_index, len(pixels), accelerator.num_processes)
     for start in range(0, len(mine), batch_size):
@@ -52,18 +52,18 @@ def held_out_losses(
         timesteps = torch.tensor(
             [int((number % BANDS + rng.uniform()) * width) for number, rng in zip(numbers, generators, strict=True)]
         ).to(device)
-        images = scale(torch.from_numpy(pixels[numbers]).to(device).permute(0, 3, 1, 2))
-        noise = np.stack([rng.standard_normal(images.shape[1:], dtype=np.float32) for rng in generators])
+        bands = to_bands(scale(torch.from_numpy(pixels[numbers]).to(device)), scales)
+        noise = np.stack([rng.standard_normal(bands.shape[1:], dtype=np.float32) for rng in generators])
         noisy, target = training_target(
-            images, torch.from_numpy(noise).to(device), noise_alphas[timesteps], prediction_type
+            bands, torch.from_numpy(noise).to(device), noise_alphas[timesteps], prediction_type
         )
         conditions = {name: torch.from_numpy(values[numbers]).to(device) for name, values in encoded.items()}
         with accelerator.autocast():
             output = pipeline.unet(noisy, timesteps, pipeline.conditioner(conditions)).sample
-        errors = (output.float() - target).square().mean(dim=(1, 2, 3)).double()
-        bands = torch.from_numpy(numbers % BANDS).to(device)
-        sums[0].index_add_(0, bands, errors)
-        sums[1].index_add_(0, bands, torch.ones_like(errors))
+        errors = band_errors(output.float(), target, scales).double()
+        places = torch.from_numpy(numbers % BANDS).to(device)
+        sums[0].index_add_(0, places, errors)
+        sums[1].index_add_(0, places, torch.ones_like(errors))
     totals, counts = accelerator.reduce(sums, "sum").cpu()
     return (totals / counts).tolist()
 

@@ -8,7 +8,14 @@ import torch
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.data.images import pixel_transform
-from melanoma_fair_xai.diffusion.data import DiffusionDataset, centre_square, find_conditions, scale
+from melanoma_fair_xai.diffusion.data import (
+    DiffusionDataset,
+    centre_square,
+    find_conditions,
+    scale,
+    seeded_noise,
+    turned,
+)
 from melanoma_fair_xai.diffusion.networks import create_networks
 
 TABLE = pd.DataFrame(
@@ -73,11 +80,7 @@ def make_dataset(seed: int = 0, **options) -> DiffusionDataset:
 
 def equal(first: dict, second: dict) -> list[str]:
     """The names of what is equal in two samples, conditions apart."""
-    return [
-        name
-        for name in ("pixels", "noise", "timesteps")
-        if torch.equal(torch.as_tensor(first[name]), torch.as_tensor(second[name]))
-    ]
+    return [name for name in first if name != "conditions" and np.array_equal(first[name], second[name])]
 
 
 def test_a_sample_depends_on_seed_epoch_and_index_alone():
@@ -85,26 +88,44 @@ def test_a_sample_depends_on_seed_epoch_and_index_alone():
     for key in ((0, 0), (3, 2)):
         sample = first[key]
         _ = again[1, 3]
-        assert equal(sample, again[key]) == ["pixels", "noise", "timesteps"]
+        assert equal(sample, again[key]) == ["pixels", "symmetries", "noise_seeds", "timesteps"]
         torch.testing.assert_close(sample["conditions"], again[key]["conditions"], equal_nan=True, rtol=0, atol=0)
-        assert "noise" not in equal(sample, first[key[0] + 1, key[1]])
-        assert "noise" not in equal(sample, make_dataset(seed=1)[key])
+        assert "noise_seeds" not in equal(sample, first[key[0] + 1, key[1]])
+        assert "noise_seeds" not in equal(sample, make_dataset(seed=1)[key])
 
 
 def test_noise_timesteps_and_turns_are_spread_as_they_should():
     dataset = make_dataset()
     samples = [dataset[epoch, 0] for epoch in range(2000)]
-    noise = torch.stack([sample["noise"] for sample in samples])
+    noise = seeded_noise(torch.tensor([sample["noise_seeds"] for sample in samples]), (3, 6, 6))
     assert abs(noise.mean()) < 0.01 and abs(noise.std() - 1) < 0.01
     timesteps = np.array([sample["timesteps"] for sample in samples])
     assert timesteps.min() < 5 and timesteps.max() > 994 and abs(timesteps.mean() - 499.5) < 25
-    views, counts = np.unique([sample["pixels"].numpy().tobytes() for sample in samples], return_counts=True)
-    assert len(views) == 8 and counts.min() > 200
-    original = dataset.pixels[0]
-    symmetries = {
-        np.rot90(image, k).transpose(2, 0, 1).tobytes() for image in (original, original[::-1]) for k in range(4)
-    }
-    assert set(views.tolist()) == symmetries
+    views, counts = np.unique([sample["symmetries"] for sample in samples], return_counts=True)
+    assert views.tolist() == list(range(8)) and counts.min() > 200
+
+
+def test_the_symmetries_are_the_eight_of_the_square():
+    image = np.random.default_rng(0).random((5, 5, 3))
+    images = torch.from_numpy(image.transpose(2, 0, 1)).expand(8, 3, 5, 5)
+    found = {view.numpy().transpose(1, 2, 0).tobytes() for view in turned(images, torch.arange(8))}
+    assert found == {np.rot90(view, k).tobytes() for view in (image, image[::-1]) for k in range(4)}
+
+
+def test_noise_is_that_of_its_seed_in_any_batch():
+    noise = seeded_noise(torch.tensor([5, 2**63 - 1, 5]), (2, 4, 4))
+    assert torch.equal(noise[0], noise[2]) and not torch.equal(noise[0], noise[1])
+    assert torch.equal(seeded_noise(torch.tensor([2**63 - 1]), (2, 4, 4))[0], noise[1])
+
+
+def test_pixels_on_a_device_are_asked_for_by_row():
+    dataset = make_dataset()
+    resident = DiffusionDataset(
+        torch.from_numpy(dataset.pixels), dataset.rows[::-1], dataset.encoded, dataset.unknown, seed=0
+    )
+    sample = resident[0, 1]
+    assert sample["rows"] == 2 and "pixels" not in sample
+    assert [sample[name] == dataset[0, 1][name] for name in ("symmetries", "noise_seeds", "timesteps")] == [True] * 3
 
 
 def test_any_subset_of_the_conditions_is_hidden_as_often_as_it_should():
@@ -130,7 +151,8 @@ def test_any_subset_of_the_conditions_is_hidden_as_often_as_it_should():
 
 
 def test_pixels_to_the_networks_range():
-    assert scale(torch.tensor([0, 255], dtype=torch.uint8)).tolist() == [-1, 1]
+    pixels = torch.tensor([[[[0, 255, 0]], [[255, 0, 0]]]], dtype=torch.uint8)
+    assert scale(pixels).tolist() == [[[[-1], [1]], [[1], [-1]], [[-1], [-1]]]]
 
 
 def test_a_photograph_is_cropped_to_its_centre_and_never_squeezed():

@@ -15,7 +15,7 @@ from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.data.loading import Records
 from melanoma_fair_xai.diffusion import learner
 from melanoma_fair_xai.diffusion.arguments import TrainingArguments
-from melanoma_fair_xai.diffusion.data import find_conditions
+from melanoma_fair_xai.diffusion.data import find_conditions, seeded_noise
 from melanoma_fair_xai.diffusion.learner import ConditionedImages, DiffusionLearner
 from melanoma_fair_xai.diffusion.networks import create_networks
 from melanoma_fair_xai.diffusion.process import make_noise_scheduler
@@ -66,7 +66,9 @@ def test_the_loss_is_that_of_the_paper(make, gamma):
     batch["timesteps"] = torch.tensor([0, 400, 900, 999])
     networks = {name: network.eval() for name, network in learned.networks.items()}
     alphas = make_noise_scheduler("v_prediction", "linear").alphas_cumprod[batch["timesteps"]].double()
-    clean, noise = batch["pixels"].double() / 127.5 - 1, batch["noise"].double()
+    clean = torch.from_numpy(np.stack([np.rot90(image, 2) for image in batch["pixels"].numpy()])).permute(0, 3, 1, 2)
+    clean, batch["symmetries"] = clean.double() / 127.5 - 1, torch.full((4,), 3)
+    noise = seeded_noise(batch["noise_seeds"], (3, 8, 8)).double()
     signal, sigma = alphas.sqrt()[:, None, None, None], (1 - alphas).sqrt()[:, None, None, None]
     with torch.no_grad():
         noisy = (signal * clean + sigma * noise).float()

@@ -1,6 +1,7 @@
 """What a validation shows, against networks whose answer tells what they were asked for."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -143,6 +144,7 @@ class Losing:
     """What `held_out_losses` reads of a pipeline."""
 
     scheduler = make_noise_scheduler("sample", "linear")
+    config = SimpleNamespace(band_scales={"": 1.0})
     unet = Late()
 
     @staticmethod
