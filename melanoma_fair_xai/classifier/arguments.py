@@ -1,27 +1,15 @@
 """The flags of train_classifier.py."""
 
-import re
 from dataclasses import dataclass
 from typing import Literal
 
-from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.flags import flag, with_default
 from melanoma_fair_xai.data.arguments import DataArguments
 from melanoma_fair_xai.engine.options import TrainingOptions
+from melanoma_fair_xai.fairness.threshold_rules import parse_threshold_rule
 
 TargetName = Literal["melanoma_vs_rest", "melanoma_vs_nevus", "diagnosis"]
 MitigationName = Literal["none", "group_sampling", "reweighting", "group_dro", "ita_augmentation"]
-THRESHOLD_RULES = "youden, sensitivity=VALUE or specificity=VALUE with VALUE between 0 and 1, such as sensitivity=0.9"
-
-
-def parse_threshold_rule(text: str) -> tuple[str, float | None]:
-    """("youden", None), ("sensitivity", 0.9) or ("specificity", 0.9); UserError for anything else."""
-    if text == "youden":
-        return text, None
-    match = re.fullmatch(r"(sensitivity|specificity)=(0?\.\d+)", text)
-    if not match or float(match[2]) == 0:
-        raise UserError(f"--threshold_rule {text}: unknown rule; give {THRESHOLD_RULES}")
-    return match[1], float(match[2])
 
 
 @dataclass

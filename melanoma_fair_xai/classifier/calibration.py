@@ -7,7 +7,7 @@ from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.classifier.arguments import parse_threshold_rule
+from melanoma_fair_xai.fairness.thresholds import ThresholdChooser
 
 
 @dataclass(frozen=True)
@@ -86,44 +86,12 @@ def calibrate(logits: np.ndarray, calibration: Calibration, positive: int = 1) -
 
 
 def choose_threshold(scores: np.ndarray, labels: np.ndarray, rule: str) -> float:
-    """The threshold of a rule; an image is called positive where score >= threshold.
+    """The threshold of a rule of `ThresholdChooser` on scores (n,) in [0, 1] and labels (n,), 0 or 1.
 
-    Thresholds stand midway between neighbouring scores, so that rounding a score does not change its side.
-    - youden: highest sensitivity + specificity - 1 (Youden, Cancer 3:32, 1950), the more sensitive threshold on ties.
-    - sensitivity=v: the highest threshold with a sensitivity of at least v.
-    - specificity=v: the lowest threshold with a specificity of at least v.
-
-    Args:
-        scores: (n,) in [0, 1].
-        labels: (n,) 0 or 1.
-        rule: see `parse_threshold_rule`.
-
-    Raises:
-        UserError: an unknown rule, a class that is absent, or a score that is not finite.
+    Raises UserError for an unknown rule, a class that is absent, and a score that is not finite.
     """
-    name, value = parse_threshold_rule(rule)
     scores, labels = _checked(scores, labels)
-    thresholds = _midpoints(np.unique(scores))
-    detected = _count_at_least(scores[labels], thresholds)
-    rejected = (~labels).sum() - _count_at_least(scores[~labels], thresholds)
-    if name == "sensitivity":
-        return float(thresholds[detected / labels.sum() >= value].max())
-    if name == "specificity":
-        return float(thresholds[rejected / (~labels).sum() >= value].min())
-    # Whole numbers, so that ties are ties; argmax takes the first, which is the lowest threshold.
-    return float(thresholds[np.argmax(detected * (~labels).sum() + rejected * labels.sum())])
-
-
-def _midpoints(scores: np.ndarray) -> np.ndarray:
-    """Thresholds that separate sorted, distinct scores: below all, between neighbours, and above all."""
-    top = np.nextafter(1.0, 2.0)
-    edges = np.concatenate([[min(0.0, scores[0])], scores, [max(top, np.nextafter(scores[-1], np.inf))]])
-    middle = (edges[:-1] + edges[1:]) / 2
-    return np.where(middle > edges[:-1], middle, edges[1:])
-
-
-def _count_at_least(scores: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    return len(scores) - np.searchsorted(np.sort(scores), thresholds, side="left")
+    return float(ThresholdChooser(scores, labels, rule).choose(np.ones((len(scores), 1)))[0])
 
 
 def _checked(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -92,15 +92,17 @@ def compare_runs(arguments: list[str]) -> None:
     if len(set(options.runs)) < len(options.runs):
         raise UserError("a run is named twice; give different runs to compare")
     from .comparison import compare
-    from .predictions import read_predictions
+    from .predictions import read_predictions, read_validation
 
     tables = {_run_name(run, options.runs): read_predictions(run) for run in options.runs}
+    validation = {_run_name(run, options.runs): read_validation(run) for run in options.runs}
     comparison = compare(
         tables,
         options.group_by,
         _references(options.reference),
         case_control=options.case_control,
         show_progress=True,
+        validation={name: known for name, known in validation.items() if known},
     )
     comparison.write(options.output_dir)
     print(comparison.to_markdown())

@@ -11,38 +11,55 @@ from .estimates import Bootstrapped, Estimate, rate
 from .metrics import METRICS, Metric, effective_lesions, estimable
 from .resampling import bootstrap_weights
 from .sample import Sample
+from .thresholds import ChosenThresholds, WeightedMetricsAtChosen
 from .weighted import WeightedMetrics
 
 Key = TypeVar("Key", bound=Hashable)
 
 
 def estimate_parts(
-    parts: Mapping[Key, Sample], strata: np.ndarray, n_resamples: int, rng: np.random.Generator
+    parts: Mapping[Key, Sample],
+    strata: np.ndarray,
+    n_resamples: int,
+    rng: np.random.Generator,
+    metrics: Mapping[str, Metric] = METRICS,
+    chosen: Mapping[Key, ChosenThresholds] | None = None,
 ) -> dict[Key, dict[str, Estimate]]:
-    """The estimates of each part that its lesions allow, all with an interval, in the order of `METRICS`.
+    """The estimates of each part that its lesions allow, all with an interval, in the order of `metrics`.
+
+    Metrics of decisions are conditional on the thresholds, but for parts whose thresholds `chosen` chooses again.
 
     `strata` are those of all lesions, by code, within which the bootstrap draws: parts that share lesions, and models
     on the same lesions, see the same draws, so that differences of bootstrapped metrics are right, too.
     """
-    names = {key: [n for n in estimable(part) if not METRICS[n].point_estimate] for key, part in parts.items()}
-    drawn = {key: [n for n in names[key] if not METRICS[n].closed_form] for key in parts}
-    weighted = {key: WeightedMetrics(part) for key, part in parts.items() if drawn[key]}
+    chosen = chosen or {}
+    names = {
+        key: [n for n in estimable(part, metrics) if not metrics[n].point_estimate] for key, part in parts.items()
+    }
+    drawn = {
+        key: [n for n in names[key] if not metrics[n].closed_form or metrics[n].at_threshold and key in chosen]
+        for key in parts
+    }
+    weighted = {
+        key: WeightedMetricsAtChosen(part, chosen[key]) if key in chosen else WeightedMetrics(part)
+        for key, part in parts.items()
+        if drawn[key]
+    }
     blocks: dict[Key, dict[str, list[np.ndarray]]] = {key: {name: [] for name in drawn[key]} for key in parts}
     if weighted:
         whole = np.ones((len(strata), 1))  # the first weighting: the value itself
         for weights in chain([whole], bootstrap_weights(strata, n_resamples, rng)):
-            for key, metrics in weighted.items():
-                own = weights[metrics.lesions]
+            for key, of_part in weighted.items():
+                own = of_part.drawn(weights)
                 for name, values in blocks[key].items():
-                    values.append(METRICS[name].value(metrics, own))
+                    values.append(metrics[name].value(of_part, own))
     estimates: dict[Key, dict[str, Estimate]] = {}
     for key, part in parts.items():
         estimates[key] = {}
         for name in names[key]:
-            metric = METRICS[name]
-            estimate = (
-                metric.closed_form(part) if metric.closed_form else _bootstrapped(part, metric, blocks[key][name])
-            )
+            metric = metrics[name]
+            replicates = blocks[key].get(name)
+            estimate = metric.closed_form(part) if replicates is None else _bootstrapped(part, metric, replicates)
             if estimate is not None and np.isfinite([estimate.value, *estimate.interval()]).all():
                 estimates[key][name] = estimate
     return estimates

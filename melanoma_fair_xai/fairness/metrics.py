@@ -1,6 +1,6 @@
 """The metrics: one row each, which estimation, tables, figures, comparisons and cards read."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -54,39 +54,53 @@ class Metric:
 METRICS = {
     "roc_auc": Metric("ROC AUC", lambda m, w: m.ranking.roc_auc(w), "higher", estimates.roc_auc, tested=True),
     "sensitivity": Metric(
-        "sensitivity", WeightedMetrics.sensitivity, "higher", estimates.sensitivity, at_threshold=True, classes=(1,),
+        "sensitivity", lambda m, w: m.sensitivity(w), "higher", estimates.sensitivity, at_threshold=True, classes=(1,),
         tested=True,
     ),
     "specificity": Metric(
-        "specificity", WeightedMetrics.specificity, "higher", estimates.specificity, at_threshold=True, classes=(0,)
+        "specificity", lambda m, w: m.specificity(w), "higher", estimates.specificity, at_threshold=True,
+        counted=lambda sample: ~sample.labels, classes=(0,),
     ),
     "balanced_accuracy": Metric(
-        "balanced accuracy", WeightedMetrics.balanced_accuracy, "higher", estimates.balanced_accuracy,
+        "balanced accuracy", lambda m, w: m.balanced_accuracy(w), "higher", estimates.balanced_accuracy,
         at_threshold=True,
     ),
     "ppv": Metric(
-        "PPV", WeightedMetrics.ppv, "higher", at_threshold=True, with_prevalence=True,
+        "PPV", lambda m, w: m.ppv(w), "higher", at_threshold=True, with_prevalence=True,
         counted=lambda sample: sample.decisions,
     ),
     "npv": Metric(
-        "NPV", WeightedMetrics.npv, "higher", at_threshold=True, with_prevalence=True,
+        "NPV", lambda m, w: m.npv(w), "higher", at_threshold=True, with_prevalence=True,
         counted=lambda sample: ~sample.decisions,
     ),
     "auprc": Metric("AUPRC", lambda m, w: m.ranking.auprc(w), "higher", with_prevalence=True, minimum=20),
-    "brier": Metric("Brier score", WeightedMetrics.brier, "lower", with_prevalence=True, ideal=0),
+    "brier": Metric("Brier score", lambda m, w: m.brier(w), "lower", with_prevalence=True, ideal=0),
     "calibration_intercept": Metric(
         "calibration intercept", lambda m, w: m.recalibration.intercept(w), None, bounded=False, ideal=0
     ),
     "calibration_slope": Metric(
         "calibration slope", lambda m, w: m.recalibration.slope(w), None, bounded=False, minimum=20, ideal=1
     ),
-    "ece": Metric("ECE", WeightedMetrics.ece, "lower", point_estimate=True, ideal=0),
+    "ece": Metric("ECE", lambda m, w: m.ece(w), "lower", point_estimate=True, ideal=0),
+}  # fmt: skip
+
+FIXED = 0.9  # the specificity, or sensitivity, at which models with thresholds of their own are compared
+# Of comparisons only. A quantile of 10 lesions is one lesion.
+AT_FIXED = {
+    "sensitivity_at_specificity": Metric(
+        f"sensitivity at specificity {FIXED:g}", lambda m, w: m.ranking.sensitivity_at(FIXED, w), "higher",
+        minimum=20, tested=True,
+    ),
+    "specificity_at_sensitivity": Metric(
+        f"specificity at sensitivity {FIXED:g}", lambda m, w: m.ranking.specificity_at(FIXED, w), "higher",
+        counted=lambda sample: ~sample.labels, minimum=20, tested=True,
+    ),
 }  # fmt: skip
 
 
-def titles(which: Callable[[Metric], bool]) -> str:
+def titles(which: Callable[[Metric], bool], metrics: Mapping[str, Metric] = METRICS) -> str:
     """The titles of the metrics that are `which`, in a sentence: `ROC AUC, PPV and ECE`."""
-    *first, last = [metric.title for metric in METRICS.values() if which(metric)]
+    *first, last = [metric.title for metric in metrics.values() if which(metric)]
     return f"{', '.join(first)} and {last}" if first else last
 
 
@@ -101,15 +115,19 @@ def effective_lesions(sample: Sample) -> tuple[float, float]:
     return benign, melanoma
 
 
-def applicable(sample: Sample) -> list[str]:
+def applicable(sample: Sample, metrics: Mapping[str, Metric] = METRICS) -> list[str]:
     """All metrics, or without thresholds those that need none."""
-    return [name for name, metric in METRICS.items() if sample.thresholds is not None or not metric.at_threshold]
+    return [name for name, metric in metrics.items() if sample.thresholds is not None or not metric.at_threshold]
 
 
-def estimable(sample: Sample) -> list[str]:
+def estimable(sample: Sample, metrics: Mapping[str, Metric] = METRICS) -> list[str]:
     """The applicable metrics for which enough lesions carry each class that they need."""
     lesions = np.minimum(count_lesions(sample), 2 * np.array(effective_lesions(sample)))
-    return [name for name in applicable(sample) if lesions[list(METRICS[name].classes)].min() >= METRICS[name].minimum]
+    return [
+        name
+        for name in applicable(sample, metrics)
+        if lesions[list(metrics[name].classes)].min() >= metrics[name].minimum
+    ]
 
 
 def point_values(sample: Sample, names: Iterable[str]) -> dict[str, float]:

@@ -1,12 +1,15 @@
 """Predictions tables, as runs write them."""
 
+import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME
 
 from .sample import Sample, make_sample
 
@@ -45,6 +48,26 @@ def _read(path: Path) -> pd.DataFrame:
     if table.empty:
         raise UserError(f"{path}: the table has no rows")
     return table
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What a model's thresholds were chosen on: a predictions table, and the rule (see `ThresholdChooser`).
+
+    Rows are told apart by fold, and by seed where there are several trainings, as those of the predictions are.
+    """
+
+    table: pd.DataFrame
+    rule: str
+
+
+def read_validation(run: str | os.PathLike) -> Validation | None:
+    """Of a run that train_classifier.py left; None where the folder does not say it."""
+    path = Path(run, "predictions", "validation.parquet")
+    if not path.is_file() or not Path(run, ARGUMENTS_NAME).is_file():
+        return None
+    rule = json.loads(Path(run, ARGUMENTS_NAME).read_text(encoding="utf-8")).get("threshold_rule")
+    return Validation(_read(path), rule) if rule else None
 
 
 def sample_columns(table: pd.DataFrame) -> dict[str, Any]:

@@ -61,7 +61,11 @@ class WorstGroup:
 
 @dataclass(frozen=True)
 class ModelDifference:
-    """A model minus the baseline in one group; `p` and `p_holm` are NaN outside the tested family."""
+    """A model minus the baseline in one group; `p` and `p_holm` are NaN outside the tested family.
+
+    `conditional`: on the thresholds as they stand, which another validation set would have put elsewhere. With several
+    trainings the values are means over them, and images, lesions and melanomas are counted once.
+    """
 
     group_column: str
     group: str
@@ -78,6 +82,7 @@ class ModelDifference:
     p: float = math.nan
     p_holm: float = math.nan
     estimable: bool = False
+    conditional: bool = False
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ NEWTON_STEPS = 8
 LONGEST_STEP = 2.0  # on the logit scale; Newton's method overshoots where the scores are far off
 SETTLED = 1e-4  # the last step of a fit that has converged
 ECE_BINS = 15
+ROUNDING = 1e-9  # what is reached but for rounding is reached
 
 
 class WeightedMetrics:
@@ -35,6 +36,10 @@ class WeightedMetrics:
         if sample.decisions is not None:
             self.called, self.found = self._sums(sample.decisions), self._sums(sample.decisions & sample.labels)
             self.passed = self.images - self.melanomas - self.called + self.found
+
+    def drawn(self, weights: np.ndarray) -> np.ndarray:
+        """Of weights (all lesions, replicates) those of the sample's lesions."""
+        return weights[self.lesions]
 
     def _sums(self, values: np.ndarray) -> np.ndarray:
         return np.bincount(self.place, values, minlength=len(self.lesions))
@@ -131,6 +136,32 @@ class Ranking:
         with np.errstate(invalid="ignore"):
             precision = np.where(positive > 0, right / (right + wrong), 0.0)
             return (positive * precision).sum(axis=0) / positives[-1]
+
+    def sensitivity_at(self, specificity: float, weights: np.ndarray) -> np.ndarray:
+        """The share of melanomas called so at each fold's lowest threshold with a specificity of at least this.
+
+        A fold without benign images has none, and counts for nothing; likewise below.
+        """
+        positive, _, _, negatives = self._counts(weights)
+        start, end = negatives[self.start], negatives[self.end]
+        with np.errstate(invalid="ignore"):
+            called = (negatives[:-1] - start) / (end - start) >= specificity - ROUNDING
+            return (positive * called).sum(axis=0) / (positive * (end > start)).sum(axis=0)
+
+    def specificity_at(self, sensitivity: float, weights: np.ndarray) -> np.ndarray:
+        """The share of benign images passed at each fold's highest threshold with a sensitivity of at least this."""
+        _, _, positives, negatives = self._counts(weights)
+        passed, benign = np.zeros((2, weights.shape[1]))
+        for start, end in np.unique(np.stack([self.start, self.end], axis=1), axis=0):
+            melanomas = positives[end] - positives[start]
+            with np.errstate(invalid="ignore"):
+                found = (positives[end] - positives[start:end]) / melanomas
+            place = np.maximum((found >= sensitivity - ROUNDING).sum(axis=0) - 1, 0)
+            below = np.take_along_axis(negatives[start:end] - negatives[start], place[None], axis=0)[0]
+            passed += below * (melanomas > 0)
+            benign += (negatives[end] - negatives[start]) * (melanomas > 0)
+        with np.errstate(invalid="ignore"):
+            return passed / benign
 
 
 def _running(counts: np.ndarray) -> np.ndarray:

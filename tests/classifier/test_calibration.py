@@ -5,7 +5,6 @@ from scipy.special import expit, log_softmax
 from sklearn.linear_model import LogisticRegression
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.classifier.arguments import parse_threshold_rule
 from melanoma_fair_xai.classifier.calibration import (
     Calibration,
     calibrate,
@@ -13,6 +12,7 @@ from melanoma_fair_xai.classifier.calibration import (
     fit_platt,
     fit_temperature,
 )
+from melanoma_fair_xai.fairness.threshold_rules import parse_threshold_rule
 
 
 def drawn(n: int = 400, seed: int = 0, offset: float = -1.0) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ import pytest
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.flags import flag
-from melanoma_fair_xai.classifier.arguments import parse_threshold_rule
 from melanoma_fair_xai.engine.arguments import command_line, parse_arguments, save_arguments
+from melanoma_fair_xai.fairness.threshold_rules import parse_threshold_rule
 
 
 @dataclass

@@ -166,7 +166,7 @@ def test_a_planted_metric_is_compared_between_models(planted):
         assert len(rows) == 3 and all(row.estimable and row.low < row.value < row.high for row in rows)
         assert all(row.value < 0 for row in rows) if name == "miss_rate" else all(row.value > 0 for row in rows)
         assert [row.metric for row in comparison.gaps].count(name) == 1
-        assert f"| {METRICS[name].title} |" in text
+        assert f"| {METRICS[name].title}, given the thresholds |" in text
 
 
 def test_a_row_needs_no_more_than_a_title_a_value_and_a_direction(monkeypatch):

@@ -7,6 +7,7 @@ from statsmodels.stats.multitest import multipletests
 
 from melanoma_fair_xai.base.tables import number
 from melanoma_fair_xai.fairness import compare, evaluate_predictions, mean_by_group
+from melanoma_fair_xai.fairness.comparison import COMPARED
 from melanoma_fair_xai.fairness.estimates import rate
 from melanoma_fair_xai.fairness.metrics import METRICS, Metric
 
@@ -93,18 +94,18 @@ def test_a_comparison_tests_all_images_and_the_primary_groups():
     )
     tested = [row for row in result.differences if not np.isnan(row.p)]
     places = {(row.model, row.group, row.metric) for row in tested}
-    assert places == {
-        (m, g, k) for m in ("second", "third") for g in ("all", *SKIN) for k in ("roc_auc", "sensitivity")
-    }
+    comparable = ("roc_auc", "sensitivity_at_specificity", "specificity_at_sensitivity")
+    assert places == {(m, g, k) for m in ("second", "third") for g in ("all", *SKIN) for k in comparable}
     assert {row.group_column for row in result.differences} == {"all", "skin", "sex"}
     adjusted = multipletests([row.p for row in tested], method="holm")[1]
     assert [row.p_holm for row in tested] == pytest.approx(adjusted)
     text = result.to_markdown()
-    assert "Holm over 12 differences: ROC AUC and sensitivity of every model" in text
+    family = "Holm over 18 differences: ROC AUC, sensitivity at specificity 0.9 and specificity at sensitivity 0.9 of"
+    assert f"{family} every model" in text
     _, second, third = text.split("\n## ")
     for name, section, sensitivity in (("second", second, "0.750"), ("third", third, "0.500")):
         assert section.startswith(f"{name} against first\n")
-        lines = [line for line in section.splitlines() if line.startswith("| skin | I-II | 100 | 40 | sensitivity")]
+        lines = [line for line in section.splitlines() if line.startswith("| skin | I-II | 100 | 40 | sensitivity,")]
         assert len(lines) == 1 and f"| 0.800 | {sensitivity} |" in lines[0]
 
 
@@ -122,10 +123,10 @@ def test_a_difference_is_the_model_minus_the_baseline():
     assert gap.low < gap.value < gap.high
     text = result.to_markdown()
     assert "## new against old" in text
-    line = next(line for line in text.splitlines() if "V-VI − I-II | sensitivity" in line)
-    assert line.startswith("| skin | V-VI − I-II | sensitivity | −0.400 | −0.050 | 0.350 [0.")
-    line = next(line for line in text.splitlines() if line.startswith("| skin | V-VI | 100 | 40 | sensitivity"))
-    assert "| sensitivity | 0.400 | 0.650 | 0.250 [0." in line
+    line = next(line for line in text.splitlines() if "V-VI − I-II | sensitivity," in line)
+    assert line.startswith("| skin | V-VI − I-II | sensitivity, given the thresholds | −0.400 | −0.050 | 0.350 [0.")
+    line = next(line for line in text.splitlines() if line.startswith("| skin | V-VI | 100 | 40 | sensitivity,"))
+    assert "| sensitivity, given the thresholds | 0.400 | 0.650 | 0.250 [0." in line
 
 
 # Melanomas found of 40 in the reference and in the group, by the baseline and by the model; the verdict.
@@ -166,7 +167,7 @@ def test_levelling_down_is_a_narrower_gap_that_nobody_gained_by(case, monkeypatc
         gap = next(row for row in result.gaps if row.metric == metric)
         assert gap.levelling_down == (verdict is not None) and gap.loss_is_clear == (verdict == "clear"), metric
         assert (gap in result.levelling_down) == (verdict is not None)
-        line = next(line for line in text.splitlines() if f"group − ref | {title} " in line)
+        line = next(line for line in text.splitlines() if f"group − ref | {title}, " in line)
         said = {"clear": "**levelling down**", "chance": "levelling down, within chance", None: ""}[verdict]
         assert line.rstrip(" |").endswith(said or "]")
         assert said or "levelling" not in line
@@ -183,7 +184,7 @@ def test_levelling_down_is_not_said_of_what_depends_on_the_prevalence():
     result = compare(models, ["skin"], {"skin": "ref"}, n_resamples=50)
     gap = next(row for row in result.gaps if row.metric == "brier")
     assert gap.baseline_gap > 0.1 and gap.model_gap < 0.01 and not gap.levelling_down and np.isnan(gap.p)
-    assert not [row for row in result.gaps if METRICS[row.metric].better is None]
+    assert not [row for row in result.gaps if COMPARED[row.metric].better is None]
 
 
 def test_the_flag_is_bold_only_where_loss_and_narrowing_are_clear_after_correction():
