@@ -48,8 +48,8 @@ class Facts:
 def write_report(folder: Path, explanations: Explanations, pixels: np.ndarray, facts: Facts, gallery: int) -> str:
     """Write everything into the folder, report.html last; returns what the run says at its end."""
     table = explanations.table
-    comparison = against_controls(table, facts.options.seed)
-    groups = by_group(table, group_names(table), facts.options.seed)
+    comparison = against_controls(table)
+    groups = by_group(table, group_names(table))
     for name, write in {
         "attributions.parquet": lambda path: table.to_parquet(path, index=False),
         "attributions.npz": lambda path: save_maps(path, explanations),

@@ -35,11 +35,11 @@ def advantage(table: pd.DataFrame, measure: str, control: str) -> pd.Series:
     return -difference if measure in MEASURES and MEASURES[measure].better == "lower" else difference
 
 
-def against_controls(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
+def against_controls(table: pd.DataFrame) -> pd.DataFrame:
     """One row per measure: its mean with interval, the means of the controls, and the advantages over them.
 
     Columns: measure, better, n, lesions, mean, low, high; for each control its mean (`random` ...) and the paired
-    advantage (`over_random`, `over_random_low`, `over_random_high`). Intervals are 95 % lesion-bootstrap intervals.
+    advantage (`over_random`, `over_random_low`, `over_random_high`). Intervals are those of `mean_by_group`.
     """
     measures = [name for name in MEASURES if table[name].notna().any()]
     wide = {name: table[name] for name in ("lesion_id", *measures)}
@@ -48,7 +48,7 @@ def against_controls(table: pd.DataFrame, seed: int = 0) -> pd.DataFrame:
             # Of the images that the method has a map of: those without one have other scores.
             wide[f"{control} {name}"] = table[column_name(name, control)].where(table[name].notna())
             wide[f"over {control} {name}"] = advantage(table, name, control)
-    means = mean_by_group(pd.DataFrame(wide), list(wide)[1:], [], seed=seed).set_index("measure")
+    means = mean_by_group(pd.DataFrame(wide), list(wide)[1:], []).set_index("measure")
     rows = []
     for name in measures:
         row = {"measure": name, "better": MEASURES[name].better}
@@ -70,7 +70,7 @@ def group_names(table: pd.DataFrame) -> list[str]:
     return [name for name, values in known.items() if values and (name == "age_band" or len(values) <= MAX_GROUPS)]
 
 
-def by_group(table: pd.DataFrame, group_by: Sequence[str], seed: int = 0) -> pd.DataFrame:
+def by_group(table: pd.DataFrame, group_by: Sequence[str]) -> pd.DataFrame:
     """`mean_by_group` of every measure, of advantages over controls (`..._over_centre` ...), and of traps."""
     wide = table.copy()
     over = [(name, "centre") for name in COMPARED]
@@ -81,4 +81,4 @@ def by_group(table: pd.DataFrame, group_by: Sequence[str], seed: int = 0) -> pd.
     measures += [*ARTEFACT_ENERGIES.values(), *(column for trap in TRAPS for column in trap_columns(trap))]
     measures += [f"{name}_over_{control}" for name, control in over]
     measures = [name for name in measures if name in wide and wide[name].notna().any()]
-    return mean_by_group(wide, measures, group_by, seed=seed)
+    return mean_by_group(wide, measures, group_by)

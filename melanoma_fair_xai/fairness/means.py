@@ -1,16 +1,16 @@
 """Means of any measure of an image, by group, with intervals that respect lesions."""
 
-import zlib
 from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit
 
 from melanoma_fair_xai.base.errors import UserError
 
+from .estimates import kish
 from .groups import OVERALL, all_images, group_columns
 from .metrics import MINIMUM_LESIONS
-from .resampling import bootstrap_weights
 
 
 def mean_by_group(
@@ -18,12 +18,14 @@ def mean_by_group(
     measures: Sequence[str],
     group_by: Sequence[str],
     lesion_column: str = "lesion_id",
-    n_resamples: int = 2000,
-    seed: int = 0,
+    alpha: float = 0.05,
 ) -> pd.DataFrame:
-    """Mean of each measure over the images of each group, with its 95 % lesion-bootstrap percentile interval.
+    """Mean of each measure over the images of each group, with its 1 - `alpha` interval, which counts lesions.
 
-    Images without a value (NaN) of a measure are left out of it. `group_by` as in `group_columns`.
+    Images without a value (NaN) of a measure are left out of it. `group_by` as in `group_columns`. The interval is
+    Student's around the mean, with the variance of a ratio of sums over lesions, linearised: Cochran, Sampling
+    Techniques (1977), eq. 6.13. Its degrees of freedom are Kish's effective number of lesions less one. Percentiles of a
+    bootstrap of 10 lesions are too narrow.
 
     Returns:
         One row per group column (the first is `all`), group and measure: group_column, group, measure, n (images with
@@ -49,8 +51,7 @@ def mean_by_group(
         for column in groups:
             for group in groups[column].cat.categories:
                 keep = (groups[column] == group).to_numpy() & np.isfinite(values)
-                rng = np.random.default_rng([seed, zlib.crc32(f"{column}={group}".encode())])
-                count, mean, low, high = _lesion_mean(values[keep], lesions[keep], n_resamples, rng)
+                count, mean, low, high = _lesion_mean(values[keep], lesions[keep], alpha)
                 rows.append(
                     (column, group, measure, int(keep.sum()), count, mean, low, high, count >= MINIMUM_LESIONS)
                 )
@@ -58,16 +59,14 @@ def mean_by_group(
     return pd.DataFrame(rows, columns=names)
 
 
-def _lesion_mean(
-    values: np.ndarray, lesions: np.ndarray, n_resamples: int, rng: np.random.Generator
-) -> tuple[int, float, float, float]:
+def _lesion_mean(values: np.ndarray, lesions: np.ndarray, alpha: float) -> tuple[int, float, float, float]:
     """The number of lesions, and the mean and its limits; NaN below the minimum."""
     place = np.unique(lesions, return_inverse=True)[1]
-    sums = np.stack([np.bincount(place, values), np.bincount(place)])
-    count = sums.shape[1]
+    sizes, sums = np.bincount(place), np.bincount(place, values)
+    count = len(sizes)
     if count < MINIMUM_LESIONS:
         return count, np.nan, np.nan, np.nan
-    blocks = [sums @ weights for weights in bootstrap_weights(np.zeros(count, dtype=int), n_resamples, rng)]
-    totals, images = np.concatenate(blocks, axis=1)
-    low, high = np.quantile(totals / images, [0.025, 0.975])
-    return count, float(values.mean()), float(low), float(high)
+    mean = values.mean()
+    variance = count / (count - 1) * np.square(sums - mean * sizes).sum() / len(values) ** 2
+    half = stdtrit(max(kish(sizes) - 1, 1), 1 - alpha / 2) * np.sqrt(variance)
+    return count, float(mean), float(mean - half), float(mean + half)

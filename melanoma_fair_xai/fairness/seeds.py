@@ -7,7 +7,7 @@ from itertools import combinations
 import numpy as np
 from scipy.special import stdtrit
 
-from .estimates import Estimate, covariance
+from .estimates import Bootstrapped, Difference, Estimate, covariance
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,14 @@ def pool(differences: Sequence[Estimate], lesions: float) -> Estimate:
     degrees of freedom, Statistics in Medicine 26 (2007), eq. 12, in which the covariance counts as of `lesions`.
     """
     if len(differences) == 1:
-        return differences[0]
+        (one,) = differences
+        if (
+            isinstance(one, Difference)
+            and isinstance(one.first, Bootstrapped)
+            and isinstance(one.second, Bootstrapped)
+        ):
+            return Pooled(one.value, one.lesions, one.influence, float(np.sqrt(one.variance)), max(lesions - 1, 1))
+        return one
     values = np.array([difference.value for difference in differences])
     seeds = values.var(ddof=1) / len(values)
     shared = max(float(np.mean([covariance(*pair) for pair in combinations(differences, 2)])), 0.0)
