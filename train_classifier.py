@@ -260,16 +260,14 @@ def title(records: Records, args: Arguments) -> str:
 
 def report_forgetting(folder: Path, after: pd.DataFrame, args: Arguments) -> None:
     """Compare the earlier model with the new one on the earlier test split, each at its own threshold."""
-    from melanoma_fair_xai.base.files import atomic_path
     from melanoma_fair_xai.base.tables import number
     from melanoma_fair_xai.fairness import compare, read_predictions
     from melanoma_fair_xai.fairness.groups import OVERALL
     from melanoma_fair_xai.fairness.metrics import METRICS
+    from melanoma_fair_xai.fairness.predictions import save_predictions
     from melanoma_fair_xai.fairness.rows import with_interval
 
-    with atomic_path(folder / "predictions" / "earlier_test.parquet") as path:
-        path.parent.mkdir(exist_ok=True)
-        after.to_parquet(path, index=False)
+    save_predictions(after, folder / "predictions" / "earlier_test.parquet")
     comparison = compare({"before": read_predictions(args.model.model_name_or_path), "after fine-tuning": after})
     comparison.write(folder / "forgetting")
     print(f"on the earlier data: {folder / 'forgetting' / 'comparison.md'}")

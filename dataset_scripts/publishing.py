@@ -21,9 +21,10 @@ def dataset_publication(folder: Path) -> Publication:
         raise UserError(
             f"{folder}: its images may not be passed on, see its card; publish models trained on it instead"
         )
+    publication = collect(folder, "dataset", DATASET_FILES, DATASET_EXTRAS)
     if problem := data_problem(folder):
-        raise UserError(f"{problem}; nothing was sent")
-    return collect(folder, "dataset", DATASET_FILES, DATASET_EXTRAS)
+        raise UserError(problem)
+    return publication
 
 
 def check_dataset_push(push: DatasetPushArguments, output_dir: str) -> None:

@@ -127,7 +127,13 @@ def test_dry_run_says_what_would_be_and_writes_nothing(phantoms, tmp_path, monke
     folder = tmp_path / "none"
     launch(monkeypatch, "--dataset_name", phantoms, "--preset", "32-tiny", "--dry_run", "--output_dir", folder)
     text = capsys.readouterr().out
-    for part in ("preset 32-tiny: resolution 32, haar_levels 0, block", "steps per epoch", "memory", ".6 GFLOP", "hours at"):
+    for part in (
+        "preset 32-tiny: resolution 32, haar_levels 0, block",
+        "steps per epoch",
+        "memory",
+        ".6 GFLOP",
+        "hours at",
+    ):
         assert part in text
     assert "nevus (" in text and "fitzpatrick: I (" in text
     unet, _ = create_networks(

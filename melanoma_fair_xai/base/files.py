@@ -21,6 +21,7 @@ from .errors import UserError
 
 PARTIAL_PREFIX = ".partial-"
 MAX_FILE_BYTES = 256 << 20  # of a photograph or a table: more is an accident, or meant to fill the memory
+WEIGHTS_DIGESTS = "_sha256"  # in a model's config: the SHA-256 of each file of weights, by its path from there
 PATIENCE = 3  # seconds that a process waits for another one before it says so
 
 
@@ -140,3 +141,19 @@ def file_digest(*paths: str | os.PathLike, algorithm: str = "sha256") -> str:
             while piece := file.read(1 << 20):
                 digest.update(piece)
     return digest.hexdigest()
+
+
+def weights_problem(config: pathlib.Path) -> str | None:
+    """Which file of weights is not the one that a model's config knows by its SHA-256, or None.
+
+    Configs that know none, as older exports have them, find no problem.
+    """
+    known = json.loads(config.read_text(encoding="utf-8")).get(WEIGHTS_DIGESTS, {})
+    for name, digest in known.items():
+        path = config.parent / name
+        if not path.is_file() or file_digest(path) != digest:
+            return (
+                f"{path}: not the weights that were exported, by their SHA-256 in {config.name}; copy them again,\n"
+                f"or, if it was you who changed them, take {WEIGHTS_DIGESTS} out of that file"
+            )
+    return None

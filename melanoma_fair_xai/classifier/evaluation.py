@@ -10,14 +10,14 @@ import torch
 from accelerate import Accelerator
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.base.files import atomic_path, write_json
+from melanoma_fair_xai.base.files import write_json
 from melanoma_fair_xai.classifier.calibration import calibrate, choose_threshold, fit_platt, fit_temperature
 from melanoma_fair_xai.classifier.export import ClassifierInfo
 from melanoma_fair_xai.classifier.predict import melanoma_scores, predict_logits, prediction_table
 from melanoma_fair_xai.classifier.task import Task
 from melanoma_fair_xai.fairness import FairnessReport
 from melanoma_fair_xai.fairness.metrics import METRICS, point_values
-from melanoma_fair_xai.fairness.predictions import sample_of
+from melanoma_fair_xai.fairness.predictions import sample_of, save_predictions
 from melanoma_fair_xai.fairness.rows import with_interval
 
 SUMMARY = ("roc_auc", "sensitivity", "specificity", "balanced_accuracy", "brier")  # the metrics of metrics.json
@@ -70,10 +70,8 @@ def summary_values(predictions: pd.DataFrame) -> dict[str, float | int]:
 
 def write_predictions(folder: Path, predictions: Mapping[str, pd.DataFrame]) -> None:
     """Write predictions/NAME.parquet and metrics.json."""
-    (folder / "predictions").mkdir(exist_ok=True)
     for name, table in predictions.items():
-        with atomic_path(folder / "predictions" / f"{name}.parquet") as path:
-            table.to_parquet(path, index=False)
+        save_predictions(table, folder / "predictions" / f"{name}.parquet")
     thresholds = next(iter(predictions.values())).drop_duplicates("fold")[["fold", "threshold"]]
     values: dict[str, Any] = {"splits": {name: summary_values(table) for name, table in predictions.items()}}
     if len(thresholds) == 1:

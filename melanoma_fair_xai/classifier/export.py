@@ -17,7 +17,7 @@ from timm.utils import unwrap_model
 from torch import nn
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.base.files import PARTIAL_PREFIX, atomic_path, write_json
+from melanoma_fair_xai.base.files import PARTIAL_PREFIX, WEIGHTS_DIGESTS, atomic_path, file_digest, write_json
 from melanoma_fair_xai.classifier.calibration import Calibration
 from melanoma_fair_xai.classifier.models import (
     CONFIG_NAME,
@@ -85,6 +85,7 @@ def export_classifier(model: nn.Module, output_dir: str | Path, info: Classifier
     with tempfile.TemporaryDirectory(dir=output_dir, prefix=PARTIAL_PREFIX) as folder:
         save_for_hf(network, folder, model_config={"label_names": info.label_names}, safe_serialization=True)
         config = json.loads(Path(folder, CONFIG_NAME).read_text(encoding="utf-8"))
+        config[WEIGHTS_DIGESTS] = {WEIGHTS_NAME: file_digest(Path(folder, WEIGHTS_NAME))}
         # safetensors lets only the owner read its files.
         shutil.copymode(Path(folder, CONFIG_NAME), Path(folder, WEIGHTS_NAME))
         with atomic_path(Path(output_dir, WEIGHTS_NAME)) as weights:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import weights_problem
 from melanoma_fair_xai.base.hub_client import local_folder
 from melanoma_fair_xai.data.images import Preprocessing
 
@@ -130,6 +131,8 @@ def build_saved(folder: Path, num_classes: int, *, keep_head: bool = True, drop_
         raise UserError(f"{folder / CONFIG_NAME}: timm {timm.__version__} cannot build this model ({error})") from None
     path = folder / WEIGHTS_NAME
     state = read_weights(path)
+    if problem := weights_problem(folder / CONFIG_NAME):
+        raise UserError(problem)
     head = () if keep_head else _head_tensors(model)
     if not keep_head:
         _start_small(last_layer(model))

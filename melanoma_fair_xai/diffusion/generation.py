@@ -20,7 +20,7 @@ from diffusers.utils import HF_MODULES_CACHE
 from dataset_scripts.raw_files import read_table
 from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.errors import READ_ERRORS, UserError, read_problem
-from melanoma_fair_xai.base.files import atomic_path, read_file
+from melanoma_fair_xai.base.files import atomic_path, read_file, weights_problem
 from melanoma_fair_xai.base.hub_client import local_folder
 from melanoma_fair_xai.base.images import image_content_problem, open_image
 from melanoma_fair_xai.base.seeding import sample_generator
@@ -51,6 +51,8 @@ def load_pipeline(
     files = ["*.json", "*.safetensors", *(["*.py"] if trust_remote_code else [])]
     folder = local_folder(name_or_path, files, revision)
     try:
+        if problem := weights_problem(folder / LesionPipeline.config_name):
+            raise UserError(problem)
         pipeline = (_foreign_pipeline if trust_remote_code else _own_pipeline)(folder)
     except (OSError, ValueError, RuntimeError, AttributeError, ImportError, KeyError, TypeError) as error:
         raise UserError(

@@ -1,5 +1,6 @@
 """LesionPipeline: images of drawn-from-noise lesions for what is asked of them. Published beside the weights."""
 
+import hashlib
 import inspect
 import json
 import pathlib
@@ -144,6 +145,12 @@ class LesionPipeline(DiffusionPipeline):
         index = json.loads(path.read_text(encoding="utf-8"))
         index["_class_name"] = _copy_source(type(self), folder)
         index["conditioner"] = _copy_source(type(self.conditioner), folder / "conditioner")
+        # What melanoma_fair_xai, which loads and publishes this, looks for: a flipped bit changes images in silence.
+        index["_sha256"] = {
+            f"{part}/{path.name}": hashlib.sha256(path.read_bytes()).hexdigest()
+            for part in ("conditioner", "unet")
+            for path in sorted((folder / part).glob("*.safetensors"))
+        }
         path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

@@ -9,18 +9,37 @@ from typing import Any
 import pandas as pd
 
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import atomic_path, file_digest
 from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME
 
 from .sample import Sample, make_sample
 
+SUMS_NAME = "SHA256SUMS"
 REQUIRED = ("lesion_id", "label", "score", "threshold")
+
+
+def save_predictions(table: pd.DataFrame, path: Path) -> None:
+    """Write a predictions table as Parquet, and into SHA256SUMS beside it what `read_predictions` compares it with."""
+    path.parent.mkdir(exist_ok=True)
+    with atomic_path(path) as partial:
+        table.to_parquet(partial, index=False)
+    sums = _read_sums(path.parent) | {path.name: file_digest(path)}
+    with atomic_path(path.parent / SUMS_NAME) as partial:
+        partial.write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()), encoding="utf-8")
+
+
+def _read_sums(folder: Path) -> dict[str, str]:
+    """SHA-256 by file name, as `sha256sum` writes and checks them."""
+    path = folder / SUMS_NAME
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def read_predictions(*paths: str | os.PathLike) -> pd.DataFrame:
     """One table of the predictions in Parquet files, or in run folders (their predictions/test.parquet).
 
-    Raises UserError for a file that is missing, is not Parquet, has no rows or lacks a column, and for an image that
-    stands twice.
+    Raises UserError for a file that is missing, is not what `save_predictions` wrote, is not Parquet, has no rows or
+    lacks a column, and for an image that stands twice.
     """
     table = pd.concat([_read(Path(path)) for path in paths], ignore_index=True)
     keys = [name for name in ("image_id", "fold") if name in table]
@@ -38,6 +57,11 @@ def _read(path: Path) -> pd.DataFrame:
         path = path / "predictions" / "test.parquet"
     if not path.is_file():
         raise UserError(f"{path}: no such file; give a predictions table, or the folder of a run that wrote one")
+    if _read_sums(path.parent).get(path.name) not in (None, file_digest(path)):
+        raise UserError(
+            f"{path}: not the predictions that were written, by their SHA-256 in {SUMS_NAME} beside them; copy them "
+            "again,\nor, if it was you who changed them, take their line out of that file"
+        )
     try:
         table = pd.read_parquet(path)
     except (OSError, ValueError) as error:

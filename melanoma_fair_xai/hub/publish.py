@@ -7,6 +7,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import weights_problem
 from melanoma_fair_xai.base.hub_client import open_repository, publish
 from melanoma_fair_xai.base.publication import CARD_NAME, Publication, collect, file_problem, read_card
 from melanoma_fair_xai.hub.arguments import HubArguments
@@ -39,6 +40,8 @@ def model_publication(folder: Path) -> Publication:
         raise UserError(f"{folder}: a data set; name its repository with --hub_dataset_id")
     files = GENERATOR_FILES if (folder / "model_index.json").is_file() else CLASSIFIER_FILES
     publication = collect(folder, "model", files, RUN_EXTRAS, run_file_problem)
+    if problem := weights_problem(folder / files[1]):  # by its config or index
+        raise UserError(problem)
     recorded = folder / CARD_DATA_NAME  # the code that trained, which need not be the one that publishes
     if recorded.is_file():
         if reason := file_problem(recorded):

@@ -392,6 +392,18 @@ def test_weights_cut_short(exported):
         load_classifier(exported)
 
 
+def test_one_flipped_bit_in_the_weights_is_found(exported):
+    path = exported / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+    for load in (lambda: load_classifier(exported), lambda: create_classifier(str(exported), ["benign", "melanoma"])):
+        with pytest.raises(UserError, match="model.safetensors: not the weights that were exported, by their SHA-256"):
+            load()
+    edit(exported, lambda c: c.pop("_sha256"))  # as earlier versions wrote it
+    load_classifier(exported)
+
+
 def test_a_folder_that_is_not_there(tmp_path):
     with pytest.raises(UserError, match="neither a timm model nor a folder|no such folder"):
         load_classifier(tmp_path / "nowhere")

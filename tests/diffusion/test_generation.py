@@ -137,6 +137,26 @@ def test_only_a_lesion_pipeline_is_taken_for_a_generator(pipeline, tmp_path):
     assert weights_hash(loaded) == weights_hash(pipeline)
 
 
+@pytest.mark.parametrize("part", ["unet", "conditioner"])
+def test_one_flipped_bit_in_the_weights_is_found(pipeline, tmp_path, part):
+    (tmp_path / "first").mkdir()
+    export_pipeline(pipeline, tmp_path / "first")
+    load_pipeline(str(tmp_path / "first")).save_pretrained(tmp_path / "again")  # by whoever has only that folder
+    for folder in (tmp_path / "first", tmp_path / "again"):
+        load_pipeline(str(folder))
+        (path,) = (folder / part).glob("*.safetensors")
+        content = bytearray(path.read_bytes())
+        content[-100] ^= 1
+        path.write_bytes(content)
+        for trusted in (False, True):
+            with pytest.raises(UserError, match=f"{part}/.*: not the weights that were exported, by their SHA-256"):
+                load_pipeline(str(folder), trust_remote_code=trusted)
+        index = json.loads((folder / "model_index.json").read_text())
+        index.pop("_sha256")  # as earlier versions wrote it
+        (folder / "model_index.json").write_text(json.dumps(index))
+        load_pipeline(str(folder))
+
+
 @pytest.mark.parametrize("file", ["pipeline_lesion.py", "conditioner/lesion_conditioner.py"])
 def test_code_that_came_with_a_model_runs_only_where_it_is_trusted(pipeline, tmp_path, monkeypatch, file):
     monkeypatch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))

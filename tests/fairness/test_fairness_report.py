@@ -9,6 +9,7 @@ import pytest
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.fairness import compare, evaluate_predictions, read_predictions
 from melanoma_fair_xai.fairness.figures import reliability, roc_curve
+from melanoma_fair_xai.fairness.predictions import save_predictions
 from melanoma_fair_xai.fairness.sample import make_sample
 
 
@@ -66,6 +67,24 @@ def test_the_command_finds_a_planted_gap_and_writes_everything(tmp_path):
     other = pd.read_csv(tmp_path / "again.csv")
     same = table[table["group_column"].isin(["all", "fitzpatrick_group"])].reset_index(drop=True)
     pd.testing.assert_frame_equal(same, other)  # seeded, and whatever else is asked for
+
+
+def test_one_flipped_bit_in_predictions_is_found(tmp_path):
+    (tmp_path / "predictions").mkdir()
+    tables = {name: predictions(seed, n=20) for seed, name in enumerate(["validation", "test"])}
+    for name, table in tables.items():
+        save_predictions(table, tmp_path / "predictions" / f"{name}.parquet")
+    path = tmp_path / "predictions" / "test.parquet"
+    pd.testing.assert_frame_equal(read_predictions(tmp_path), tables["test"])
+    assert subprocess.run(["sha256sum", "--check", "--quiet", "SHA256SUMS"], cwd=path.parent).returncode == 0
+    content = path.read_bytes()
+    for place in range(0, len(content), 97):
+        path.write_bytes(content[:place] + bytes([content[place] ^ 4]) + content[place + 1 :])
+        with pytest.raises(UserError, match="test.parquet: not the predictions that were written, by their SHA-256"):
+            read_predictions(tmp_path)
+    tables["test"].assign(score=0.5).to_parquet(path)
+    (path.parent / "SHA256SUMS").unlink()  # as earlier versions wrote none
+    assert set(read_predictions(tmp_path)["score"]) == {0.5}
 
 
 def test_user_errors_name_what_is_wrong(tmp_path):

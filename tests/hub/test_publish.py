@@ -10,7 +10,7 @@ import time
 import pytest
 from local_hub import DROPPED, MOVED, NO_COMMITS, STALLED, UNAVAILABLE
 from strangers import client_environment
-from tiny_runs import HOME, classifier_run
+from tiny_runs import HOME, classifier_run, generator_run
 
 from dataset_scripts.publishing import dataset_publication
 from melanoma_fair_xai.base.errors import UserError
@@ -177,6 +177,20 @@ def test_without_a_network_two_lines_say_so(run, tmp_path, local_hub):
         assert done.stderr.count("\n") == 2
 
 
+def flip_a_bit(path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-100] ^= 1
+    path.write_bytes(content)
+
+
+def test_a_generator_whose_weights_changed_is_not_published(tmp_path):
+    folder = generator_run(tmp_path / "run")
+    model_publication(folder)
+    flip_a_bit(next((folder / "unet").glob("*.safetensors")))
+    with pytest.raises(UserError, match="unet/.*safetensors: not the weights that were exported"):
+        model_publication(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [
@@ -184,6 +198,7 @@ def test_without_a_network_two_lines_say_so(run, tmp_path, local_hub):
         (lambda run: (run / "config.json").unlink(), "holds no config.json"),
         (lambda run: (run / "config.json").write_text('{"archi'), "config.json: not readable as JSON"),
         (lambda run: os.truncate(run / "model.safetensors", 5000), "not a whole safetensors file"),
+        (lambda run: flip_a_bit(run / "model.safetensors"), "model.safetensors: not the weights that were exported"),
         (lambda run: os.truncate(run / "metrics.json", 0), "metrics.json: zero bytes"),
         (lambda run: os.truncate(run / "figures/roc.png", 900), "roc.png: damaged image"),
         (lambda run: (run / "figures/roc.png").unlink(), "shows figures/roc.png, which is not there"),
