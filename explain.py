@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import collections
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,7 +106,7 @@ def main() -> None:
                     phantoms=records.are_phantoms,
                     layer=layer,
                     options=options,
-                    skipped=len(records.skipped),
+                    skipped=int((~records.skipped["image_id"].isin(records.table["image_id"])).sum()),
                     command=" ".join(["python", *sys.argv]),
                 )
                 print(write_report(folder, explanations, images.pixels, facts, arguments.gallery))
@@ -128,7 +129,7 @@ def load_images(
     from dataset_scripts.schema import SKIPPED_NAME
     from melanoma_fair_xai.data.cache import PixelCache, decode_once
     from melanoma_fair_xai.data.loading import UNUSABLE
-    from melanoma_fair_xai.data.masks import decode_masks
+    from melanoma_fair_xai.data.masks import decode_masks, lesion_masks
     from melanoma_fair_xai.engine.launch import once_per_machine
     from melanoma_fair_xai.explain.batches import Images
 
@@ -146,15 +147,26 @@ def load_images(
     if accelerator.is_main_process and not usable.all():
         print(f"{(~usable).sum()} of {len(usable)} images cannot be used, see {SKIPPED_NAME}", file=sys.stderr)
     records, pixels = records.select(usable), cache.pixels[usable]
-    drawn = {
-        name: decode_masks(records.masks, name, np.arange(len(pixels)), info.preprocessing)
-        for name in (records.masks.column_names if records.masks is not None else ())
-    }
+    everybody = np.arange(len(pixels))
+    masks, problems = lesion_masks(records, everybody, info.preprocessing)
+    records = records.listing({row: f"mask: {problem}" for row, problem in problems.items()})
+    masked = masks.any((1, 2))
+    reason = f" (the first: {next(iter(problems.values()))})" if problems else ""
     erasers = [trap for trap in arguments.trap if TRAPS[trap].needs_masks]
-    if erasers and "mask" not in drawn:
-        raise UserError(f"--trap {erasers[0]}: needs lesion masks, and these images have none")
-    masks = drawn["mask"] > 0 if "mask" in drawn else None
-    return records, Images(records.table["image_id"].tolist(), pixels, masks, drawn.get("artefact_mask"))
+    if erasers and not masked.any():
+        raise UserError(
+            f"--trap {erasers[0]}: needs lesion masks, and these images have none that can be used{reason}"
+        )
+    if accelerator.is_main_process and not masked.all():
+        print(
+            f"{(~masked).sum()} of {len(masked)} images have no usable lesion mask{reason}: "
+            "what is measured against masks, or erases by them, leaves these out",
+            file=sys.stderr,
+        )
+    artefacts = None
+    if records.masks is not None and "artefact_mask" in records.masks.column_names:
+        artefacts = decode_masks(records.masks, "artefact_mask", everybody, info.preprocessing)
+    return records, Images(records.table["image_id"].tolist(), pixels, masks if masked.any() else None, artefacts)
 
 
 def load_split(data: SplitArguments, info: ClassifierInfo) -> Records:
@@ -185,15 +197,20 @@ def name_images(paths: list[str]) -> Records:
     import pandas as pd
 
     from dataset_scripts.schema import UNKNOWN
-    from melanoma_fair_xai.base.images import IMAGE_SUFFIXES
-    from melanoma_fair_xai.data.loading import Records
+    from melanoma_fair_xai.base.images import IMAGE_FORMATS, IMAGE_SUFFIXES, is_image
+    from melanoma_fair_xai.data.loading import Records, say
 
     files: list[Path] = []
     for path in map(Path, paths):
         if path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+            inside = sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
+            found = [p for p in inside if p.suffix.lower() in IMAGE_SUFFIXES or is_image(p)]
+            others = collections.Counter(p.suffix or p.name for p in inside if p not in set(found))
+            left_out = ", ".join(f"{count} {kind}" for kind, count in others.most_common(10))
             if not found:
-                raise UserError(f"--images {path}: no images in this folder ({', '.join(IMAGE_SUFFIXES)})")
+                raise UserError(f"--images {path}: no images in this folder ({left_out or 'it is empty'})")
+            if others:
+                say(f"--images {path}: left out what is no {', '.join(IMAGE_FORMATS)}: {left_out}")
             files += found
         elif path.is_file():
             files.append(path)

@@ -3,6 +3,7 @@
 A reference names a file: a path, or "archive.zip::member" for an entry that is read without unpacking.
 """
 
+import codecs
 import collections
 import csv
 import errno
@@ -35,11 +36,13 @@ def read_table(reference: str, required: Iterable[str] = ()) -> pd.DataFrame:
     row of the wrong length, or lacks a required column.
     """
     try:
-        text = read_bytes(reference).decode("utf-8-sig")
+        text = decode_text(read_bytes(reference))
     except READ_ERRORS as error:
         raise UserError(f"{reference}: cannot be read ({read_problem(error)})") from None
     except UnicodeDecodeError:
-        raise UserError(f"{reference}: not a CSV table in UTF-8; download it again") from None
+        raise UserError(
+            f"{reference}: not a CSV table in UTF-8 or UTF-16; save it as that, or download it again"
+        ) from None
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
     try:
         header = next(reader, [])
@@ -54,6 +57,12 @@ def read_table(reference: str, required: Iterable[str] = ()) -> pd.DataFrame:
             count = f"{len(row) - 1} columns instead of {len(header)}"
             raise UserError(f"{reference}, line {row[-1]}: {count}; download the file again")
     return pd.DataFrame(rows, columns=[*header, "line"])
+
+
+def decode_text(content: bytes, errors: str = "strict") -> str:
+    """The text of a table in UTF-8, or in UTF-16 where it begins with that mark, as Excel's "Unicode text" does."""
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if wide else "utf-8-sig", errors)
 
 
 def index_files(folder: str, suffixes: tuple[str, ...] = IMAGE_SUFFIXES) -> dict[str, list[str]]:

@@ -202,19 +202,23 @@ def encoded(image: PIL.Image.Image, kind: str, **options) -> bytes:
 
 
 def test_odd_images_by_name(model, tmp_path, monkeypatch, capsys):
-    """Greyscale, CMYK, 16 bits, turned by EXIF, huge, palette; and two that cannot be used, which are listed."""
+    """Greyscale, CMYK, 16 bits, turned by EXIF, huge, by odd names; what cannot be used is listed or said."""
     folder = tmp_path / "images"
     folder.mkdir()
     noise = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     colour = PIL.Image.fromarray(noise).resize((400, 300), PIL.Image.Resampling.BICUBIC)
     exif = PIL.Image.Exif()
     exif[0x0112] = 3  # upside down
-    deep = PIL.Image.fromarray(np.asarray(colour.convert("L")).astype(np.uint16) * 257)
+    deep = np.asarray(colour.convert("L")).astype(np.uint16)
     files = {
         "plain.png": encoded(colour, "PNG"),
         "grey.png": encoded(colour.convert("L"), "PNG"),
         "cmyk.jpg": encoded(colour.convert("CMYK"), "JPEG"),
-        "deep.png": encoded(deep, "PNG"),
+        "deep.png": encoded(PIL.Image.fromarray(deep), "PNG"),
+        "deeper.png": encoded(PIL.Image.fromarray(deep * 257), "PNG"),
+        "old.jfif": encoded(colour, "JPEG", quality=95),
+        "IMG_0001": encoded(colour, "PNG"),
+        "1.2.840": encoded(colour, "PNG"),
         "turned.png": encoded(colour.rotate(180), "PNG", exif=exif),
         "huge.png": encoded(colour.resize((9000, 6000)), "PNG", compress_level=1),
         "flat.png": encoded(PIL.Image.new("RGB", (50, 50), "white"), "PNG"),
@@ -223,16 +227,23 @@ def test_odd_images_by_name(model, tmp_path, monkeypatch, capsys):
     }
     for name, content in files.items():
         (folder / name).write_bytes(content)
-    (folder / "notes.txt").write_text("no image")
+    for name in ("notes.txt", "README", ".DS_Store"):
+        (folder / name).write_text("no image")
+    (folder / "moving.gif").write_bytes(encoded(colour, "GIF"))
+    unusable = {"broken.jpg", "page.jpg", "deeper.png"}
     launch(
         monkeypatch, "--model_name_or_path", model, "--images", folder, "--output_dir", tmp_path / "r", "--gallery", 3
     )
     table = pd.read_parquet(tmp_path / "r" / "attributions.parquet")
     score = dict(zip(table["image_id"].map(lambda name: Path(name).name), table["score"], strict=True))
     skipped = pd.read_csv(tmp_path / "r" / "skipped.csv")
-    assert {Path(name).name for name in skipped["image_id"]} == {"broken.jpg", "page.jpg"}
-    assert set(score) == set(files) - {"broken.jpg", "page.jpg"}
-    assert "2 of 9 images cannot be used" in capsys.readouterr().err
+    assert {Path(name).name for name in skipped["image_id"]} == unusable
+    assert set(score) == set(files) - unusable
+    said = capsys.readouterr().err
+    assert "3 of 13 images cannot be used" in said and "13 of 13 images" not in said
+    assert "left out what is no JPEG, PNG, BMP, TIFF, WEBP: 1 README, 1 .gif, 1 .txt" in said
+    assert score["IMG_0001"] == score["1.2.840"] == pytest.approx(score["plain.png"], abs=1e-6)
+    assert score["old.jfif"] == pytest.approx(score["plain.png"], abs=0.05)
     assert score["turned.png"] == pytest.approx(score["plain.png"], abs=1e-6)
     assert score["deep.png"] == pytest.approx(score["grey.png"], abs=1e-3)
     assert score["huge.png"] == pytest.approx(score["plain.png"], abs=0.1)
@@ -272,9 +283,12 @@ def test_what_images_by_name_cannot_have_is_refused(model, tmp_path, monkeypatch
     (tmp_path / "b.png").write_bytes(b"")
     (tmp_path / "empty").mkdir()
     common = ["--model_name_or_path", model, "--output_dir", tmp_path / "r"]
+    (tmp_path / "moving").mkdir()
+    PIL.Image.new("RGB", (40, 40)).save(tmp_path / "moving" / "a.gif")
     for arguments, words in (
         (["--images", tmp_path / "c.png"], "no such file or folder"),
-        (["--images", tmp_path / "empty"], "no images in this folder"),
+        (["--images", tmp_path / "empty"], r"no images in this folder \(it is empty\)"),
+        (["--images", tmp_path / "moving"], r"no images in this folder \(1 .gif\)"),
         (["--images", tmp_path / "b.png"], "none can be used; the first: .*b.png: zero bytes"),
         (["--images", tmp_path / "a.png", "--trap", "ruler", "erase_lesion"], "--trap erase_lesion: needs lesion mas"),
     ):
@@ -282,6 +296,30 @@ def test_what_images_by_name_cannot_have_is_refused(model, tmp_path, monkeypatch
     alone = ["--model_name_or_path", model, "--images", tmp_path / "a.png", "--output_dir", model]
     assert "the model's own folder" in failure(monkeypatch, capsys, *alone, "--overwrite_output_dir")
     assert (model / "model.safetensors").is_file()
+
+
+def test_masks_that_cannot_be_used_are_said_and_listed(model, tmp_path, monkeypatch, capsys):
+    mask = np.zeros((40, 40), dtype=np.uint8)
+    mask[10:20, 10:20] = 1
+    lines = ["file_name,mask_file_name,melanoma,lesion_id"]
+    (tmp_path / "own").mkdir()
+    for row in range(6):
+        PIL.Image.new("RGB", (40, 40), (200, 150, 100 + row)).save(tmp_path / "own" / f"{row}.png")
+        PIL.Image.fromarray(mask if row < 4 else mask[:20]).save(tmp_path / "own" / f"m{row}.png")
+        lines.append(f"{row}.png,m{row}.png,{row % 2},l{row}")
+    (tmp_path / "own" / "metadata.csv").write_text("\n".join(lines))
+    common = ["--model_name_or_path", model, "--dataset_name", tmp_path / "own", "--split", "all", "--gallery", 0]
+    launch(monkeypatch, *common, "--trap", "erase_lesion", "--output_dir", tmp_path / "r")
+    size = "its size (40, 20) is not the image's (40, 40)"
+    assert f"2 of 6 images have no usable lesion mask (the first: {size}): what" in capsys.readouterr().err
+    table = pd.read_parquet(tmp_path / "r" / "attributions.parquet")
+    assert table["trap_erase_lesion_change"].notna().sum() == table["energy_in_mask__mask"].notna().sum() == 4
+    assert pd.read_csv(tmp_path / "r" / "skipped.csv")["reason"].tolist() == [f"mask: {size}"] * 2
+    assert "could not be used" not in (tmp_path / "r" / "report.html").read_text()
+    for row in range(6):
+        PIL.Image.new("L", (40, 40)).save(tmp_path / "own" / f"m{row}.png")
+    said = failure(monkeypatch, capsys, *common, "--trap", "erase_lesion", "--output_dir", tmp_path / "s")
+    assert "needs lesion masks, and these images have none that can be used (the first: it is empty)" in said
 
 
 def test_a_net_whose_maps_are_constant_or_not_finite_is_reported(model, phantoms, tmp_path, monkeypatch, recwarn):

@@ -1,5 +1,6 @@
 """The builder of HAM10000, from a folder of raw files."""
 
+import collections
 import os
 from typing import Any
 
@@ -18,7 +19,7 @@ from ..schema import SKIPPED_COLUMNS, SKIPPED_NAME, UNKNOWN
 from ..skin_colour import measure_ita
 from ..sources import SOURCES
 from ..splits import join_lesions, manifest_hash
-from .metadata import DIAGNOSES, DIAGNOSIS_NAMES, TEST_SPLIT, read_metadata
+from .metadata import DIAGNOSES, DIAGNOSIS_NAMES, TEST_SPLIT, plain_id, read_metadata
 
 # Images of one lesion under two lesion ids, found by Abhishek, Jain and Hamarneh (2025).
 DUPLICATE_PAIRS = (
@@ -50,7 +51,7 @@ DATAVERSE_FILES = {  # name: (file and query, md5)
     "HAM10000_segmentations_lesion_tschandl.zip": ("3838943", "6e8d252e09cfdb0189199f15985a5b84"),
 }
 
-MASK_SUFFIX = "_segmentation"
+MASK_SUFFIX = "_SEGMENTATION"
 MELANOMA = "mel"
 
 CARD = """
@@ -118,12 +119,10 @@ class HAM10000(LesionBuilder):
 
 def _index_images(folder: str) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
     """References to images and to masks, each by image id."""
-    images, masks = {}, {}
+    images, masks = collections.defaultdict(list), collections.defaultdict(list)
     for stem, references in index_files(folder).items():
-        if stem.endswith(MASK_SUFFIX):
-            masks[stem.removesuffix(MASK_SUFFIX)] = references
-        else:
-            images[stem] = references
+        name = plain_id(stem)
+        (masks if name.endswith(MASK_SUFFIX) else images)[name.removesuffix(MASK_SUFFIX)] += references
     return images, masks
 
 

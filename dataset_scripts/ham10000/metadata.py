@@ -1,14 +1,16 @@
 """HAM10000's metadata, read from each of its forms: Dataverse, Kaggle, the ISIC archive, the ISIC 2018 challenge."""
 
 import collections
+import os
 from collections.abc import Container
 
 import numpy as np
 import pandas as pd
 
 from melanoma_fair_xai.base.errors import READ_ERRORS, UserError
+from melanoma_fair_xai.base.images import IMAGE_SUFFIXES
 
-from ..raw_files import index_files, read_bytes, read_table
+from ..raw_files import decode_text, index_files, read_bytes, read_table
 from ..schema import UNKNOWN, check_unique, parse_age, parse_sex
 
 DIAGNOSIS_NAMES = {
@@ -96,6 +98,12 @@ def read_metadata(folder: str, images: Container[str]) -> pd.DataFrame:
     return pd.concat([records, test], ignore_index=True)
 
 
+def plain_id(name: str) -> str:
+    """An image's id as it was published, of a table's cell or a file's name: no suffix, and in capitals."""
+    stem, suffix = os.path.splitext(name.strip())
+    return (stem if suffix.lower() in IMAGE_SUFFIXES else name.strip()).upper()
+
+
 def _table_kind(stem: str, reference: str) -> str:
     head = _table_head(reference)
     if {"isic_id", "diagnosis_1"} <= head:
@@ -108,7 +116,7 @@ def _table_kind(stem: str, reference: str) -> str:
 def _table_head(reference: str) -> set[str]:
     """The column names of a table, from its first line."""
     try:
-        line = read_bytes(reference)[:4096].decode("utf-8-sig", errors="replace").partition("\n")[0]
+        line = decode_text(read_bytes(reference)[:4096], errors="replace").partition("\n")[0]
     except READ_ERRORS:
         return set()
     return {name.strip().strip('"') for name in line.replace("\t", ",").split(",")}
@@ -116,7 +124,7 @@ def _table_head(reference: str) -> set[str]:
 
 def _from_isic(table: pd.DataFrame) -> pd.DataFrame:
     """The ISIC archive's columns and words in HAM10000's."""
-    table = table[table["isic_id"].between(*PUBLISHED_IDS)]
+    table = table[table["isic_id"].map(plain_id).between(*PUBLISHED_IDS)]
     diagnosis = table["diagnosis_3"]
     for column in ("diagnosis_2", "diagnosis_1"):
         diagnosis = diagnosis.where(diagnosis != "", table[column])
@@ -158,7 +166,7 @@ def _parse(table: pd.DataFrame, path: str) -> pd.DataFrame:
 
 def _record(row: dict, where: str) -> dict:
     dx, dx_type = row["dx"].strip().lower(), row["dx_type"].strip().lower() or UNKNOWN
-    image_id = row["image_id"].strip()
+    image_id = plain_id(row["image_id"])
     if not image_id:
         raise UserError(f"{where}: no image id")
     if dx not in DIAGNOSES:

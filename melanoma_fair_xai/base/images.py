@@ -1,12 +1,14 @@
 """Which files are images, how they are opened, and whether they are whole."""
 
 import io
+import os
 
 import PIL.Image
 
 from .errors import read_problem
+from .files import read_file
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe", ".png", ".bmp", ".tif", ".tiff", ".webp")
 # Pillow looks at the content alone, and starts Ghostscript where that is PostScript, whatever the file is called.
 IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 
@@ -14,6 +16,15 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 def open_image(content: bytes) -> PIL.Image.Image:
     """The image in a file's bytes, not decoded yet. PIL.UnidentifiedImageError for what is none of IMAGE_FORMATS."""
     return PIL.Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+
+
+def is_image(path: os.PathLike) -> bool:
+    """Whether a file begins as an image does, whatever its name."""
+    try:
+        open_image(read_file(path)).close()
+    except Exception:  # whatever a decoder raises on what it takes for its own
+        return False
+    return True
 
 
 def image_content_problem(content: bytes) -> str | None:

@@ -127,8 +127,13 @@ class Records:
             )
         table = self.table.copy()
         table.loc[list(problems), "split"] = UNUSABLE
-        lost = pd.DataFrame({"image_id": table["image_id"][list(problems)], "file": "", "reason": problems.values()})
-        return dataclasses.replace(self, table=table, skipped=pd.concat([self.skipped, lost], ignore_index=True))
+        return dataclasses.replace(self.listing(problems), table=table)
+
+    def listing(self, problems: dict[int, str]) -> "Records":
+        """The same rows, with the problems of some of them listed in `skipped`."""
+        rows = list(problems)
+        lost = pd.DataFrame({"image_id": self.table["image_id"].iloc[rows], "file": "", "reason": problems.values()})
+        return dataclasses.replace(self, skipped=pd.concat([self.skipped, lost], ignore_index=True))
 
 
 def load_records(
@@ -222,6 +227,8 @@ def _load_dataset(name: str, config_name: str | None, data_dir: str | None) -> d
     except (FileNotFoundError, ConnectionError, datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         known = ", ".join(SOURCES)
         reason = hub_problem(error) or read_problem(error)
+        if "codec can't decode" in reason:
+            reason += ": a table that is not in UTF-8, but in UTF-16 perhaps; save it as CSV in UTF-8"
         raise UserError(
             f"--dataset_name {name}: cannot be loaded ({reason})\n"
             f"give one of {known}, a folder, or the id of a data set on the Hub"
@@ -249,6 +256,12 @@ def _read_table(part: datasets.Dataset, columns: ColumnNames, name: str, split: 
             raise UserError(f"{name}: no column {column}; give {flag}, one of {', '.join(part.column_names)}")
         return column
 
+    if columns.image not in part.column_names and "file_name" in part.column_names:
+        example = part["file_name"][0] if len(part) else "none there"
+        raise UserError(
+            f"{name}: load_dataset finds no images by the names in column file_name ({example}); "
+            "give files and names a suffix such as .jpg, and call the table metadata.csv"
+        )
     need(columns.image, "--image_column_name")
     meta = part.select_columns([c for c in part.column_names if not isinstance(part.features[c], datasets.Image)])
     table = pd.DataFrame(index=range(len(part)))

@@ -182,6 +182,21 @@ def test_an_image_that_the_table_names_and_the_folder_lacks_is_set_aside(tmp_pat
         load_records(str(folder), columns=KIND, max_skipped_share=0.03)
 
 
+def test_files_that_load_dataset_takes_for_no_images_and_tables_in_utf_16_are_named(tmp_path):
+    for folder, suffix, encoding, words in (
+        ("bare", "", "utf-8", r"no images by the names in column file_name \(a0\); give files and names a suffix"),
+        ("wide", ".png", "utf-16", "not in UTF-8, but in UTF-16 perhaps; save it as CSV in UTF-8"),
+    ):
+        place = tmp_path / folder
+        place.mkdir()
+        for row in range(2):
+            (place / f"a{row}{suffix}").write_bytes(png())
+        text = "\n".join(["file_name,kind", f"a0{suffix},nevus", f"a1{suffix},melanoma"])
+        (place / "metadata.csv").write_text(text, encoding=encoding)
+        with pytest.raises(UserError, match=words):
+            load_records(str(place), columns=KIND)
+
+
 def test_an_image_that_is_none_is_set_aside(tmp_path):
     images = [{"bytes": png(), "path": None}] * (ROWS - 1) + [None]
     records = load(tmp_path / "own", image=images, melanoma=cycle(0, 1))

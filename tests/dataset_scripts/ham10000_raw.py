@@ -157,7 +157,17 @@ def two_tables(raw: Path) -> None:
     write_table(raw / "isic_archive_metadata.csv", isic_rows()[3:])
 
 
-LAYOUTS = [dataverse_zips, part_folders, flat, kaggle, kaggle_zip, isic_archive, two_tables]
+def respelled(raw: Path) -> None:
+    """Ids with a suffix, files in lower case, and a table as Excel saves its "Unicode text"."""
+    write_files(raw, {name.lower(): content for name, content in IMAGES.items()}, ".JPG")
+    write_files(raw, {name.lower(): content for name, content in MASKS.items()}, "_segmentation.png")
+    rows = [{**row, "image_id": f"{row['image_id'].title()}.jpg"} for row in ROWS]
+    write_table(raw / "HAM10000_metadata.csv", rows, delimiter="\t")
+    text = (raw / "HAM10000_metadata.csv").read_text()
+    (raw / "HAM10000_metadata.csv").write_bytes(text.encode("utf-16"))
+
+
+LAYOUTS = [dataverse_zips, part_folders, flat, kaggle, kaggle_zip, isic_archive, two_tables, respelled]
 
 
 def build(raw: Path, cache: Path, **kwargs) -> tuple[HAM10000, datasets.DatasetDict]:

@@ -26,9 +26,11 @@ def jpeg(seed: int = 0) -> bytes:
 )
 def test_read_table_reads_each_dialect_as_strings_with_lines(tmp_path, text):
     path = tmp_path / "table"
-    path.write_bytes(text.encode())
-    table = raw_files.read_table(str(path), ["a"])
-    assert table.to_dict("list") == {"a": ["1", "2"], "b": ["x", ""], "line": [2, 3]}
+    marked = "\ufeff" + text.removeprefix("\ufeff")
+    for content in (text.encode(), marked.encode("utf-16-le"), marked.encode("utf-16-be")):
+        path.write_bytes(content)
+        table = raw_files.read_table(str(path), ["a"])
+        assert table.to_dict("list") == {"a": ["1", "2"], "b": ["x", ""], "line": [2, 3]}
 
 
 def test_read_table_keeps_words_that_pandas_takes_for_missing(tmp_path):
