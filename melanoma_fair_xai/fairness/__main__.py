@@ -4,16 +4,20 @@ python -m melanoma_fair_xai.fairness runs/r18/predictions/test.parquet --group_b
 python -m melanoma_fair_xai.fairness compare runs/r18 runs/r18-balanced --group_by sex
 """
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from melanoma_fair_xai.base.errors import UserError, run_command
+from melanoma_fair_xai.base.files import locked
 from melanoma_fair_xai.base.flags import Parser, flag
 
 if TYPE_CHECKING:
     import pandas as pd
+
+LOCK_NAME = ".melanoma-fair-xai-report.lock"  # another than that of a run, in whose folder a report may be written
 
 # What does the work is imported once the flags are read: neither --help nor a wrong flag need wait for the statistics.
 
@@ -76,7 +80,8 @@ def evaluate_runs(arguments: list[str]) -> None:
         show_progress=True,
     )
     title = options.title or ("phantom data, no patients" if _are_phantoms(table) else "")
-    report.write(options.output_dir, title, show_progress=True)
+    with _turn(options.output_dir):
+        report.write(options.output_dir, title, show_progress=True)
     print(report.to_markdown())
     print(f"report:  {Path(options.output_dir, 'fairness.md')}\nfigures: {Path(options.output_dir, 'figures')}")
 
@@ -104,9 +109,16 @@ def compare_runs(arguments: list[str]) -> None:
         show_progress=True,
         validation={name: known for name, known in validation.items() if known},
     )
-    comparison.write(options.output_dir)
+    with _turn(options.output_dir):
+        comparison.write(options.output_dir)
     print(comparison.to_markdown())
     print(f"report: {Path(options.output_dir, 'comparison.md')}")
+
+
+def _turn(output_dir: str) -> contextlib.AbstractContextManager:
+    """Reports that go to one folder are written one after the other: the files of the last are of one report."""
+    Path(output_dir).mkdir(parents=True, exist_ok=True)
+    return locked(Path(output_dir, LOCK_NAME), f"{output_dir}: another report is being written there")
 
 
 def _references(texts: list[str]) -> dict[str, str]:

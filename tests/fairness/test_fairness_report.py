@@ -1,5 +1,8 @@
+import fcntl
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import matplotlib.image
 import numpy as np
@@ -8,6 +11,7 @@ import pytest
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.fairness import compare, evaluate_predictions, read_predictions
+from melanoma_fair_xai.fairness.__main__ import compare_runs, evaluate_runs
 from melanoma_fair_xai.fairness.figures import reliability, roc_curve
 from melanoma_fair_xai.fairness.predictions import save_predictions
 from melanoma_fair_xai.fairness.sample import make_sample
@@ -85,6 +89,25 @@ def test_one_flipped_bit_in_predictions_is_found(tmp_path):
     tables["test"].assign(score=0.5).to_parquet(path)
     (path.parent / "SHA256SUMS").unlink()  # as earlier versions wrote none
     assert set(read_predictions(tmp_path)["score"]) == {0.5}
+
+
+def test_reports_that_go_to_one_folder_are_written_one_after_the_other(tmp_path, monkeypatch):
+    """While one is written, its folder's lock is held; another process waits for it (see the tests of `locked`)."""
+    predictions(n=20).to_parquet(tmp_path / "test.parquet")
+    written = []
+
+    def write(folder: str, *_, **__) -> None:
+        with open(next(Path(folder).glob("*.lock"))) as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        written.append(folder)
+
+    report = SimpleNamespace(write=write, to_markdown=lambda: "")
+    monkeypatch.setattr("melanoma_fair_xai.fairness.stratified.evaluate_predictions", lambda *_, **__: report)
+    monkeypatch.setattr("melanoma_fair_xai.fairness.comparison.compare", lambda *_, **__: report)
+    folder, table = str(tmp_path / "deep" / "report"), str(tmp_path / "test.parquet")
+    evaluate_runs([table, "--output_dir", folder])
+    compare_runs([table, str(tmp_path / "." / "test.parquet").replace("/test", "//test"), "--output_dir", folder])
+    assert written == [folder] * 2
 
 
 def test_user_errors_name_what_is_wrong(tmp_path):
