@@ -89,14 +89,13 @@ def condition_column(table: pd.DataFrame, name: str) -> pd.Series:
 
 
 class DiffusionDataset(torch.utils.data.Dataset):
-    """By (epoch, index): the pixels, or their row where these lie on the device, which of the eight symmetries they
-    take, timestep, the seed of their noise, and the conditions that are left.
+    """By (epoch, index): the row of an image, the one of the eight symmetries that it takes, timestep, the seed of its
+    noise, and the conditions that are left. The device gathers pixels and draws noise: it is faster than any loader.
 
     All random numbers of a sample come from a generator of its own, (seed, epoch, index): they do not depend on
     batches, workers, processes or restarts.
 
     Args:
-        pixels: uint8 (N, H, W, 3), see `on_device`.
         rows: those to train on, (n,).
         encoded: conditions of the rows, as `Conditions.encode` gives them.
         unknown: encoded values that stand for unknown.
@@ -108,7 +107,6 @@ class DiffusionDataset(torch.utils.data.Dataset):
 
     def __init__(
         self,
-        pixels: np.ndarray | torch.Tensor,
         rows: np.ndarray,
         encoded: dict[str, np.ndarray],
         unknown: dict[str, Any],
@@ -118,7 +116,7 @@ class DiffusionDataset(torch.utils.data.Dataset):
         condition_dropout: float = 0.5,
         unconditional_share: float = 0.1,
     ):
-        self.pixels, self.rows, self.encoded, self.unknown, self.seed = pixels, rows, encoded, unknown, seed
+        self.rows, self.encoded, self.unknown, self.seed = rows, encoded, unknown, seed
         self.num_train_timesteps = num_train_timesteps
         self.condition_dropout, self.unconditional_share = condition_dropout, unconditional_share
 
@@ -131,15 +129,12 @@ class DiffusionDataset(torch.utils.data.Dataset):
         timestep, symmetry = rng.integers(self.num_train_timesteps), rng.integers(8)
         all_hidden, some_hidden = rng.uniform(size=2) < (self.unconditional_share, self.condition_dropout)
         hidden = all_hidden | (some_hidden & (rng.uniform(size=len(self.encoded)) < rng.uniform()))
-        row = self.rows[index]
-        resident = isinstance(self.pixels, torch.Tensor)
-        image = {"rows": torch.tensor(row)} if resident else {"pixels": torch.from_numpy(self.pixels[row].copy())}
         conditions = {
             name: self.unknown[name] if hide else values[index]
             for (name, values), hide in zip(self.encoded.items(), hidden.tolist(), strict=True)
         }
         return {
-            **image,
+            "rows": int(self.rows[index]),
             "symmetries": int(symmetry),
             "noise_seeds": int(rng.integers(2**63)),
             "timesteps": int(timestep),

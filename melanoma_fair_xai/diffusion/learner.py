@@ -78,7 +78,6 @@ class DiffusionLearner(Learner):
         if options.class_balanced_sampling:
             self.sampling_weights = balanced_weights(images.records.table["diagnosis"].to_numpy()[train_rows])
         self.dataset = DiffusionDataset(
-            self.pixels,
             train_rows,
             images.encode(train_rows),
             images.conditions.unknown(),
@@ -94,7 +93,7 @@ class DiffusionLearner(Learner):
         }
 
     def loss(self, networks: dict[str, torch.nn.Module], batch: dict[str, Any]) -> torch.Tensor:
-        pixels = take(self.pixels, batch["rows"], self.accelerator.device) if "rows" in batch else batch["pixels"]
+        pixels = take(self.pixels, batch["rows"].cpu().numpy(), self.accelerator.device)
         scales = self.pipeline.config.band_scales
         bands = to_bands(turned(scale(pixels), batch["symmetries"]), scales)
         noise = seeded_noise(batch["noise_seeds"], bands.shape[1:])

@@ -59,14 +59,16 @@ def make(images, tmp_path):
 
 
 @pytest.mark.parametrize("gamma", [5.0, None])
-def test_the_loss_is_that_of_the_paper(make, gamma):
+def test_the_loss_is_that_of_the_paper(make, images, gamma):
     """By the formulas for v and its weights, from what the networks answer; and that it asks them the right thing."""
     learned, _ = make(snr_gamma=gamma)
     batch = torch.utils.data.default_collate([learned.dataset[0, index] for index in range(4)])
     batch["timesteps"] = torch.tensor([0, 400, 900, 999])
     networks = {name: network.eval() for name, network in learned.networks.items()}
     alphas = make_noise_scheduler("v_prediction", "linear").alphas_cumprod[batch["timesteps"]].double()
-    clean = torch.from_numpy(np.stack([np.rot90(image, 2) for image in batch["pixels"].numpy()])).permute(0, 3, 1, 2)
+    clean = torch.from_numpy(np.stack([np.rot90(image, 2) for image in images.pixels[batch["rows"]]])).permute(
+        0, 3, 1, 2
+    )
     clean, batch["symmetries"] = clean.double() / 127.5 - 1, torch.full((4,), 3)
     noise = seeded_noise(batch["noise_seeds"], (3, 8, 8)).double()
     signal, sigma = alphas.sqrt()[:, None, None, None], (1 - alphas).sqrt()[:, None, None, None]
