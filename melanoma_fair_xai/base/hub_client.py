@@ -28,13 +28,16 @@ from .push_arguments import check_tag
 def local_folder(folder_or_id: str, files: Sequence[str], revision: str | None = None) -> Path:
     """The folder of that name, or else the copy of a Hub repository's `files` (glob patterns) at a revision.
 
-    What was fetched before serves where the Hub cannot be reached. Raises UserError where there is neither, and for a
-    revision of a folder, which has none.
+    What was fetched before serves where the Hub cannot be reached. Raises UserError where there is neither, for a revision
+    of a folder, which has none, and for a pipe or device in one.
     """
     folder = Path(folder_or_id)
     if folder.is_dir():
         if revision:
             raise UserError(f"--revision {revision}: {folder} is a folder here, which has none; leave the flag out")
+        for path in (path for pattern in files for path in folder.rglob(pattern)):
+            if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
+                raise UserError(f"{path}: not a regular file")
         return folder
     try:
         return Path(huggingface_hub.snapshot_download(folder_or_id, revision=revision, allow_patterns=list(files)))

@@ -1,6 +1,7 @@
 """What is asked of a generator, row by row: mixes, grids and draws, and what is refused or warned of before."""
 
 import json
+import os
 
 import diffusers
 import numpy as np
@@ -184,3 +185,12 @@ def test_a_changed_pipeline_is_not_taken_for_ours_and_a_pickle_is_not_read(pipel
     for trusted in (False, True):
         with pytest.raises(UserError, match="no generator that can be loaded"):
             load_pipeline(str(tmp_path), trust_remote_code=trusted)
+
+
+@pytest.mark.parametrize("part", ["model_index.json", "unet/config.json"])
+def test_a_pipe_in_a_models_folder_is_not_waited_for(pipeline, tmp_path, part):
+    export_pipeline(pipeline, tmp_path)
+    (tmp_path / part).unlink()
+    os.mkfifo(tmp_path / part)
+    with pytest.raises(UserError, match=f"{part}: not a regular file"):
+        load_pipeline(str(tmp_path))
