@@ -186,9 +186,6 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
 
     # The model may have been moved: its weights are compared by their hash.
     free = {field.name for field in fields(GenerateArguments) if field.metadata["free"]}
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
-        path.unlink()
     if (folder / SETTINGS_NAME).is_file():
         earlier = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
         for name, value in settings.items():
@@ -196,8 +193,11 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
                 raise UserError(
                     f"--output_dir {folder}: made with {name} {earlier.get(name)}, not {value}; choose another folder"
                 )
-    elif any(folder.iterdir()):
+    elif folder.is_dir() and not all(path.match(f"{PARTIAL_PREFIX}*{SETTINGS_NAME}") for path in folder.iterdir()):
         raise UserError(f"--output_dir {folder}: holds files that generate.py did not write; choose another folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
+        path.unlink()
     write_json(folder / SETTINGS_NAME, settings)
 
 

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import tqdm.auto
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.base.files import MAX_FILE_BYTES, file_digest
+from melanoma_fair_xai.base.files import MAX_FILE_BYTES, PARTIAL_PREFIX, file_digest
 
 CHUNK_BYTES = 1 << 20
 MAX_DOWNLOAD_BYTES = 16 << 30  # no raw file of a data set here is nearly as large
@@ -59,7 +59,7 @@ def download(
 ) -> None:
     """Fetch `url` to the file `path`, which appears whole and verified or not at all.
 
-    Data arrives in `path + ".partial"`. A dropped connection goes on where it stopped, within a call and, where an
+    Data arrives in a hidden file beside it. A dropped connection goes on where it stopped, within a call and, where an
     `md5` vouches for the result, in a later call too. A file that is there already with the right md5 (or without one
     given) is not fetched again. `attempts` counts failures in a row without a byte of progress; the wait between them,
     in seconds, starts at `first_wait` and doubles. Raises UserError, naming what to do, if the host does not give the
@@ -67,8 +67,9 @@ def download(
     """
     if os.path.isfile(path) and (md5 is None or file_digest(path, algorithm="md5") == md5):
         return
-    partial = path + ".partial"
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    folder, name = os.path.split(os.path.abspath(path))
+    partial = os.path.join(folder, f"{PARTIAL_PREFIX}{name}.part")
+    os.makedirs(folder, exist_ok=True)
     if md5 is None:
         _remove(partial)
     deadline = time.monotonic() + max_seconds
@@ -174,8 +175,9 @@ def _complete(
 ) -> None:
     """Add to the file `partial` until it is as long as the host says, over as many connections as that takes."""
     failures, validator = 0, None
-    name = os.path.basename(partial)[: -len(".partial")]
-    with tqdm.auto.tqdm(desc=name, unit="B", unit_scale=True, unit_divisor=1024, disable=not progress) as bar:
+    with tqdm.auto.tqdm(
+        desc=os.path.basename(partial), unit="B", unit_scale=True, unit_divisor=1024, disable=not progress
+    ) as bar:
         while True:
             size = _size(partial)
             # The last byte is asked for again: a range that starts at the end of a whole file would be refused.

@@ -11,13 +11,23 @@ import pandas as pd
 from huggingface_hub import DatasetCard
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.base.files import PARTIAL_PREFIX, file_digest, locked
+from melanoma_fair_xai.base.files import PARTIAL_PREFIX, file_digest, locked, made_folder
 from melanoma_fair_xai.base.processes import available_cores
 from melanoma_fair_xai.base.publication import CARD_NAME
 
 from .builder import LesionBuilder
 from .dataset_card import dataset_card
+from .schema import SKIPPED_NAME
+from .sources import SOURCES
 from .splits import MANIFEST_NAME
+
+SHARD = re.compile(r"data/[0-9a-f]{12}/(?P<split>\w+)-\d{5}-of-\d{5}\.parquet")
+
+
+def is_written_here(name: str) -> bool:
+    """Whether a preparation writes a file of this path in its folder."""
+    tables = (table for source in SOURCES.values() for table in source.tables)
+    return name in (CARD_NAME, MANIFEST_NAME, SKIPPED_NAME, *tables) or SHARD.fullmatch(name) is not None
 
 
 def check_output_dir(output_dir: str, overwrite: bool) -> None:
@@ -29,6 +39,10 @@ def check_output_dir(output_dir: str, overwrite: bool) -> None:
             raise UserError(f"{output_dir}: not empty; choose another --output_dir or give --overwrite_output_dir")
         if not os.path.isfile(os.path.join(output_dir, MANIFEST_NAME)):
             raise UserError(f"{output_dir}: not a prepared data set, so it will not be overwritten")
+        paths = (os.path.join(root, name) for root, _, names in os.walk(output_dir) for name in names)
+        foreign = [path for path in paths if not is_written_here(os.path.relpath(path, output_dir))]
+        if foreign:
+            raise UserError(f"{min(foreign)}: not of a prepared data set, and would be lost; move it elsewhere")
 
 
 def prepare_parquet(
@@ -39,15 +53,15 @@ def prepare_parquet(
     The folder appears whole or not at all; an earlier one stays until the new one is whole. Its bytes do not depend on
     `num_proc`, the number of processes (default: as many as there are cores). Afterwards `load_dataset(output_dir)`
     reads it with any version of datasets, and never from a stale cache.
-    Raises UserError if the folder holds anything and `overwrite` is not given, holds no prepared data set, or is being
-    prepared by another process.
+    Raises UserError if the folder holds anything and `overwrite` is not given, holds anything but a prepared data set,
+    or is being prepared by another process.
     """
     output_dir = os.path.realpath(output_dir)
     parent, name = os.path.split(output_dir)
     partial = os.path.join(parent, PARTIAL_PREFIX + name)
     made, previous = (os.path.join(partial, part) for part in ("made", "previous"))
-    os.makedirs(partial, exist_ok=True)
-    with locked(os.path.join(partial, "lock"), f"{output_dir}: another process prepares a data set there", wait=False):
+    busy = f"{output_dir}: another process prepares a data set there"
+    with made_folder(partial), locked(os.path.join(partial, "lock"), busy, wait=False):
         _put_back(previous, output_dir)
         try:
             check_output_dir(output_dir, overwrite)

@@ -33,6 +33,7 @@ class Source:
         about: where the images come from, who labelled them, who is missing.
         homepage, citation: empty where there is none; the citation is BibTeX.
         tags: on its card, beside TAGS.
+        tables: CSV files of its prepared folder, beside the manifest and the skipped.
         has_raw_files: whether it is made of files that `--data_dir` names.
         may_be_published: whether its images may be passed on.
     """
@@ -45,6 +46,7 @@ class Source:
     homepage: str = ""
     citation: str = ""
     tags: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     has_raw_files: bool = True
     may_be_published: bool = True
 
@@ -115,6 +117,7 @@ SOURCES = {
 """  # noqa: E501
             + ABHISHEK,
             tags=("fairness", "skin-tone"),
+            tables=("coverage.csv", "duplicate_clusters.csv"),
             may_be_published=False,
         ),
         Source(

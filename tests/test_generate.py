@@ -1,6 +1,7 @@
 """generate.py run for real on a small generator: what it writes, that it repeats itself, and what it refuses."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -264,7 +265,10 @@ def test_other_folders_are_left_alone(model, synthetic, tmp_path, capsys):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     flags = ["--model_name_or_path", model, *FAST]
+    (tmp_path / "mine" / ".partial-thesis").touch()
+    before = set(os.listdir(tmp_path / "mine"))
     assert "that generate.py did not write" in refusal(capsys, *flags, "--output_dir", tmp_path / "mine")
+    assert set(os.listdir(tmp_path / "mine")) == before
     error = refusal(capsys, *flags, "--output_dir", synthetic)
     assert "made with num_images 60, not None; choose another folder" in error
 

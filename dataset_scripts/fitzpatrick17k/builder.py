@@ -21,8 +21,7 @@ from .annotations import DIAGNOSES, read_annotations
 from .configurations import ANNOTATIONS_NAME, CONFIGURATIONS, DEFAULT_CONFIGURATION
 from .images import inspect_images
 
-COVERAGE_NAME = "coverage.csv"
-CLUSTERS_NAME = "duplicate_clusters.csv"
+COVERAGE_NAME, CLUSTERS_NAME = SOURCES["fitzpatrick17k"].tables
 
 
 CARD = """

@@ -76,6 +76,20 @@ def file_stem(name: str) -> str:
     return f"{re.sub(r'[^a-zA-Z0-9.-]+', '_', name).lstrip('.-')[:80]}-{digest}"
 
 
+@contextlib.contextmanager
+def made_folder(folder: str | os.PathLike) -> Iterator[None]:
+    """A folder, made with its parents if it is not there. At the end those that were made and are empty go again."""
+    folder = pathlib.Path(folder)
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            for path in made:
+                path.rmdir()
+
+
 def sync_to_disk(path: pathlib.Path) -> None:
     """Return once a file, or a folder's list of names, is on the disk and not only in memory."""
     descriptor = os.open(path, os.O_RDONLY)

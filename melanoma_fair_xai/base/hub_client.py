@@ -28,8 +28,8 @@ from .push_arguments import check_tag
 def local_folder(folder_or_id: str, files: Sequence[str], revision: str | None = None) -> Path:
     """The folder of that name, or else the copy of a Hub repository's `files` (glob patterns) at a revision.
 
-    What was fetched before serves where the Hub cannot be reached. Raises UserError where there is neither, for a revision
-    of a folder, which has none, and for a pipe or device in one.
+    What was fetched before serves where the Hub cannot be reached. Raises UserError where there is neither, for a
+    revision of a folder, which has none, and for a pipe or device in one.
     """
     folder = Path(folder_or_id)
     if folder.is_dir():

@@ -19,9 +19,8 @@ from melanoma_fair_xai.base.files import PARTIAL_PREFIX, file_digest, plain, syn
 
 from .arguments import LATEST
 from .launch import common_error, on_main_process
-from .run_folder import remove
+from .run_folder import CHECKSUMS_NAME, remove
 
-CHECKSUMS_NAME = "checksums.json"
 LAYOUT = 2  # of what a checkpoint holds: networks, then schedule, averages, progress
 FACTS_NAME = "facts.json"
 

@@ -231,6 +231,35 @@ def test_a_linked_folder_stays_a_link(make, tmp_path):
     assert sorted(os.listdir(tmp_path)) == ["cache0", "disk", "toy"]
 
 
+def test_files_and_links_of_the_user_are_kept(make, tmp_path):
+    for name in ("toy.partial", "toy.previous"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis.txt").write_text("years of work")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "toy").symlink_to(tmp_path / "disk")
+    prepare_parquet(make(), str(tmp_path / "toy"))
+    prepare_parquet(make(), str(tmp_path / "toy"), overwrite=True)
+    assert (tmp_path / "toy").is_symlink() and (tmp_path / "disk" / "README.md").is_file()
+    assert (tmp_path / "toy.partial" / "thesis.txt").exists() and (tmp_path / "toy.previous" / "thesis.txt").exists()
+    shard = next((tmp_path / "disk" / "data").glob("*/train-*"))
+    for foreign in (
+        tmp_path / "disk" / "notes.csv",
+        shard.with_name("train-mine.parquet"),
+        shard.parents[1] / "x.txt",
+    ):
+        foreign.write_text("theirs")
+        with pytest.raises(UserError, match=f"{foreign.name}: not of a prepared data set, and would be lost"):
+            prepare_parquet(make(), str(tmp_path / "toy"), overwrite=True)
+        foreign.unlink()
+    assert sorted(os.listdir(tmp_path / "disk")) == ["README.md", "data", "skipped.csv", "split_manifest.csv"]
+
+
+def test_a_failure_leaves_no_new_folders(make, tmp_path):
+    with pytest.raises((OSError, datasets.exceptions.DatasetGenerationError)):
+        prepare_parquet(make(DiskFull), str(tmp_path / "new" / "er" / "toy"))
+    assert not (tmp_path / "new").exists()
+
+
 FULL_DISK = """
 import sys
 sys.path.insert(0, {tests!r})
@@ -249,7 +278,7 @@ def test_a_full_disk_ends_in_one_line_and_code_2(tmp_path, num_proc):
     assert done.returncode == 2
     assert "error: " in done.stderr and "No space left on device; free some space" in done.stderr
     assert "Traceback" not in done.stderr
-    assert os.listdir(tmp_path) == [] or set(os.listdir(tmp_path)).isdisjoint({"toy", ".partial-toy"})
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_share_of_skipped_images_passes_and_a_larger_one_stops(make, capsys):

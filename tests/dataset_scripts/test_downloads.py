@@ -18,6 +18,7 @@ from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import file_digest
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
+PARTIAL = ".partial-file.bin.part"
 MD5 = hashlib.md5(CONTENT).hexdigest()
 
 
@@ -169,20 +170,22 @@ def test_a_file_that_changed_on_the_host_is_not_sewn_together(host, tmp_path):
 
 def test_a_partial_file_of_an_earlier_call_is_used_only_with_a_checksum(host, tmp_path):
     path = tmp_path / "file.bin"
-    partial = tmp_path / "file.bin.partial"
+    partial = tmp_path / PARTIAL
     partial.write_bytes(CONTENT[:1000])
     get(host.url, path)
     check_whole(path)
     assert ranges(host) == ["bytes=999-"]
     path.unlink()
+    (tmp_path / "file.bin.partial").write_bytes(b"of the user's browser")
     partial.write_bytes(b"of an older edition")
     get(host.url, path, md5=None)
-    check_whole(path)
+    assert path.read_bytes() == CONTENT and not partial.exists()
+    assert (tmp_path / "file.bin.partial").read_bytes() == b"of the user's browser"
 
 
 @pytest.mark.parametrize("left", [CONTENT, CONTENT + b"more"], ids=["whole", "too long"])
 def test_a_partial_file_that_is_whole_or_too_long(host, tmp_path, left):
-    (tmp_path / "file.bin.partial").write_bytes(left)
+    (tmp_path / PARTIAL).write_bytes(left)
     get(host.url, tmp_path / "file.bin")
     check_whole(tmp_path / "file.bin")
     assert host.bytes_sent == (1 if left == CONTENT else len(CONTENT))
@@ -197,7 +200,7 @@ def test_one_wrong_byte_is_noticed_and_fetched_again_from_scratch(host, tmp_path
 
 def test_a_drop_then_a_wrong_byte_before_it(host, tmp_path):
     """What a real bad day looks like: the first half is bad, the second is resumed and good."""
-    (tmp_path / "file.bin.partial").write_bytes(bytes(1000))
+    (tmp_path / PARTIAL).write_bytes(bytes(1000))
     get(host.url, tmp_path / "file.bin")
     check_whole(tmp_path / "file.bin")
     assert ranges(host) == ["bytes=999-", None]
@@ -243,7 +246,7 @@ def test_what_was_had_of_a_failed_download_is_kept(host, tmp_path):
     host.faults = ["drop", 404]
     with pytest.raises(UserError, match="404"):
         get(host.url, tmp_path / "file.bin")
-    assert (tmp_path / "file.bin.partial").read_bytes() == CONTENT[: len(CONTENT) // 2]
+    assert (tmp_path / PARTIAL).read_bytes() == CONTENT[: len(CONTENT) // 2]
 
 
 @pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://127.0.0.1/x", "", "http://[", "http://a b:x/"])
@@ -255,7 +258,7 @@ def test_only_web_addresses_are_opened(url, tmp_path):
 def test_a_full_disk_is_not_taken_for_a_dropped_connection(host, tmp_path, monkeypatch):
     if not os.path.exists("/dev/full"):
         pytest.skip("needs /dev/full")
-    (tmp_path / "file.bin.partial").symlink_to("/dev/full")
+    (tmp_path / PARTIAL).symlink_to("/dev/full")
     monkeypatch.setattr("dataset_scripts.downloads.os.path.isfile", os.path.exists)
     with pytest.raises(OSError, match="No space|Invalid argument"):
         get(host.url, tmp_path / "file.bin")

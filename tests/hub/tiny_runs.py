@@ -15,6 +15,7 @@ from melanoma_fair_xai.diffusion.data import Conditions
 from melanoma_fair_xai.diffusion.export import export_pipeline, make_pipeline
 from melanoma_fair_xai.diffusion.networks import create_networks
 from melanoma_fair_xai.diffusion.process import make_noise_scheduler
+from melanoma_fair_xai.engine.run_folder import LOCK_NAME
 
 PREPROCESSING = Preprocessing((3, 32, 32), "bicubic", (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 1.0, "squash")
 HOME = "/home/somebody/secret"  # what must not be published
@@ -41,7 +42,7 @@ def write_common(folder: Path, library: str, figure: str) -> None:
         "skipped.csv": f"image_id,file,reason\nISIC_2,{HOME}/ISIC_2.jpg,zero bytes\n",
         "logs/events.out": "log",
         "checkpoint-10/optimizer.bin": "state",
-        ".lock": "",
+        LOCK_NAME: "",
     }
     for name, text in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
