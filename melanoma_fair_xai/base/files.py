@@ -85,8 +85,8 @@ def made_folder(folder: str | os.PathLike) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     finally:
-        with contextlib.suppress(OSError):
-            for path in made:
+        for path in made:
+            with contextlib.suppress(OSError):
                 path.rmdir()
 
 
