@@ -8,7 +8,7 @@ import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.base.files import locked
@@ -38,6 +38,11 @@ class ReportArguments:
     reference: list[str] = flag([], "COLUMN=GROUP: the group that others are compared with.", check=check_reference)
     case_control: bool = flag(
         False, "The design fixed how many lesions of each group are melanomas; by default that is chance."
+    )
+    family: Literal["primary", "holm", "benjamini-hochberg"] = flag(
+        "primary",
+        "primary: tests are those of the primary grouping, adjusted by Holm; holm, benjamini-hochberg: those of all "
+        "columns, adjusted together, for the chance of any false alarm or for their share among the findings.",
     )
     output_dir: str = flag("report", "Files of an earlier report in it are replaced.")
 
@@ -77,6 +82,7 @@ def evaluate_runs(arguments: list[str]) -> None:
         n_resamples=options.n_resamples,
         seed=options.seed,
         case_control=options.case_control,
+        family=options.family,
         show_progress=True,
     )
     title = options.title or ("phantom data, no patients" if _are_phantoms(table) else "")
@@ -106,6 +112,7 @@ def compare_runs(arguments: list[str]) -> None:
         options.group_by,
         _references(options.reference),
         case_control=options.case_control,
+        family=options.family,
         show_progress=True,
         validation={name: known for name, known in validation.items() if known},
     )

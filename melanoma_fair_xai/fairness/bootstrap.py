@@ -27,6 +27,8 @@ def estimate_parts(
 ) -> dict[Key, dict[str, Estimate]]:
     """The estimates of each part that its lesions allow, all with an interval, in the order of `metrics`.
 
+    Without replicates there is none of a metric without a closed form.
+
     Metrics of decisions are conditional on the thresholds, but for parts whose thresholds `chosen` chooses again.
 
     `strata` are those of all lesions, by code, within which the bootstrap draws: parts that share lesions, and models
@@ -58,8 +60,10 @@ def estimate_parts(
         estimates[key] = {}
         for name in names[key]:
             metric = metrics[name]
-            replicates = blocks[key].get(name)
-            estimate = metric.closed_form(part) if replicates is None else _bootstrapped(part, metric, replicates)
+            if name not in drawn[key]:
+                estimate = metric.closed_form(part)
+            else:
+                estimate = _bootstrapped(part, metric, blocks[key][name]) if n_resamples else None
             if estimate is not None and np.isfinite([estimate.value, *estimate.interval()]).all():
                 estimates[key][name] = estimate
     return estimates

@@ -19,8 +19,9 @@ from melanoma_fair_xai.base.tables import Markdown, markdown_table, markdown_tex
 
 from .bootstrap import estimate_parts
 from .estimates import Estimate, subtract
+from .family import ADJUSTED, PROCEDURES, Family, adjust, adjusted_p
 from .groups import PRIMARY, all_images, group_columns, reference_group
-from .intervals import holm, p_value
+from .intervals import p_value
 from .metrics import AT_FIXED, METRICS, effective_lesions, titles
 from .predictions import Validation, sample_of
 from .resampling import bootstrap_strata
@@ -32,7 +33,7 @@ from .thresholds import ChosenThresholds, ThresholdChooser
 COMPARED = ChainMap(AT_FIXED, METRICS)  # those of all reports come first
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
     """Models against the first one, the baseline.
 
@@ -42,10 +43,15 @@ class Comparison:
 
     baseline: str
     primary: str | None
+    family: Family
     trainings: int
     thresholds_carried: bool
     differences: list[ModelDifference]
     gaps: list[GapChange]
+
+    def __repr__(self) -> str:
+        models = dict.fromkeys(row.model for row in self.differences)
+        return f"Comparison({', '.join(models)} against {self.baseline}: {self.differences[0].n:,} images)"
 
     @property
     def levelling_down(self) -> list[GapChange]:
@@ -59,7 +65,10 @@ class Comparison:
     def to_markdown(self) -> str:
         """Methods in words, then a section for every model."""
         tested = sum(not math.isnan(row.p) for row in self.differences)
-        primary = f" and in each group of {markdown_text(self.primary)}" if self.primary else ""
+        if self.family == "primary":
+            places = f" and in each group of {markdown_text(self.primary)}" if self.primary else ""
+        else:
+            places = " and in each group of every column"
         decisions = titles(lambda m: m.at_threshold, COMPARED)
         fixed = titles(lambda m: m.tested and not m.at_threshold, COMPARED)
         if self.thresholds_carried:
@@ -77,9 +86,9 @@ class Comparison:
             "intervals.",
             f"{decisions} are those at each model's own threshold. Their intervals {thresholds}. What compares models "
             f"whatever their thresholds is {fixed}.",
-            f"p-values are adjusted by Holm over {tested} differences: "
+            f"p-values are adjusted by {PROCEDURES[self.family]} over {tested} differences: "
             f"{titles(lambda m: m.tested and (self.thresholds_carried or not m.at_threshold), COMPARED)} of every "
-            f"model, in all images{primary}. Nothing else is tested, and intervals are not widened for their number.",
+            f"model, in all images{places}. Nothing else is tested, and intervals are not widened for their number.",
             "A gap is a group's value minus the reference group's. Levelling down stands where a gap in "
             f"{titles(lambda m: m.tested)} is narrower while the group that was ahead has lost and the one behind has "
             "not gained, by point estimates. It is bold where both the narrowing and the loss are clear (p < .05, "
@@ -102,10 +111,15 @@ class Comparison:
 
     def _section(self, model: str) -> str:
         header = ["grouping", "group", "images", "melanomas", "metric"]
-        header += [self.baseline, model, "difference", "p (Holm)"]
+        header += [self.baseline, model, "difference", ADJUSTED[self.family]]
         rows = [
             [row.group_column, row.group, f"{row.n:,}", f"{row.melanomas:,}", self._title(row.metric)]
-            + [number(row.baseline_value), number(row.model_value), with_interval(row), p_text(row.p_holm)]
+            + [
+                number(row.baseline_value),
+                number(row.model_value),
+                with_interval(row),
+                p_text(adjusted_p(row, self.family)),
+            ]
             for row in self.differences
             if row.model == model and row.estimable
         ]
@@ -140,6 +154,7 @@ def compare(
     case_control: bool = False,
     show_progress: bool = False,
     validation: Mapping[str, Validation] | None = None,
+    family: Family = "primary",
 ) -> Comparison:
     """Compare models with the first one, overall and by group.
 
@@ -151,6 +166,8 @@ def compare(
         validation: by model, what its thresholds were chosen on, if it is known of all models: sensitivities and other
             metrics of decisions then carry the variance of that choice, and are tested. Without it they are
             conditional on the thresholds as they stand.
+        family: `primary` tests differences in all images and in the groups of the primary grouping, and adjusts them
+            by Holm; `holm` and `benjamini-hochberg` do so over the groups of all columns.
 
     Raises:
         UserError: fewer than two tables, other images, labels or seeds than the first one's, an image that stands
@@ -162,10 +179,10 @@ def compare(
     aligned = {baseline: first, **{name: _align(first, table, baseline, name) for name, table in others}}
     known = validation if validation and set(validation) >= set(tables) else {}
     # All on the baseline's lesions, and those of validation after them, whose codes are the same for all.
-    lesions = pd.Index(pd.unique(first["lesion_id"]))
+    lesions = pd.Index(pd.unique(_lesions(first)))
     for one in known.values():
-        lesions = lesions.append(pd.Index(pd.unique(one.table["lesion_id"])).difference(lesions, sort=False))
-    codes = lesions.get_indexer(first["lesion_id"])
+        lesions = lesions.append(pd.Index(pd.unique(_lesions(one.table))).difference(lesions, sort=False))
+    codes = lesions.get_indexer(_lesions(first))
     samples = {name: sample_of(table.assign(lesion_id=codes)) for name, table in aligned.items()}
     trainings = _trainings(first)
     chosen = {
@@ -181,14 +198,17 @@ def compare(
     differences, gaps = _compare_column(models, all_images(len(first)), None, True)
     for name in tqdm(list(columns), desc="groups", unit="column", disable=not show_progress):
         base = reference_group(columns[name], samples[baseline].labels, reference, name)
-        more, changes = _compare_column(models, columns[name], base, name == primary)
+        tested = name == primary or family != "primary"
+        more, changes = _compare_column(models, columns[name], base, tested)
         differences += more
         gaps += changes
-    adjusted = holm(np.array([row.p for row in differences]))
-    differences = [replace(row, p_holm=float(p)) for row, p in zip(differences, adjusted, strict=True)]
-    adjusted = holm(np.array([row.p for row in gaps]))
-    gaps = [replace(row, p_holm=float(p), loss_is_clear=bool(p < 0.05)) for row, p in zip(gaps, adjusted, strict=True)]
-    return Comparison(baseline, primary, len(trainings), bool(known), differences, gaps)
+    gaps = [replace(row, loss_is_clear=row.p_holm < 0.05) for row in adjust(gaps, "holm")]
+    return Comparison(baseline, primary, family, len(trainings), bool(known), adjust(differences, family), gaps)
+
+
+def _lesions(table: pd.DataFrame) -> pd.Series:
+    """Without a column lesion_id every image is a lesion of its own."""
+    return table["lesion_id" if "lesion_id" in table else "image_id"]
 
 
 @dataclass(frozen=True)
@@ -239,7 +259,7 @@ def _chosen(
                 f"predictions have {used:.4g}; compare without validation"
             )
         choosers.append(chooser)
-        codes.append(lesions.get_indexer(part["lesion_id"]))
+        codes.append(lesions.get_indexer(_lesions(part)))
     return ChosenThresholds(choosers, codes)
 
 

@@ -16,7 +16,7 @@ from melanoma_fair_xai.base.tables import figure_text
 
 from .estimates import rate, subtract
 from .metrics import METRICS
-from .rows import GroupMetric
+from .rows import GroupMetric, level_text
 from .sample import Sample
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, and line styles for print.
@@ -38,15 +38,16 @@ def draw_figures(
     rows: Sequence[GroupMetric],
     reference: str | None,
     title: str,
+    alpha: float = 0.05,
 ) -> list[str]:
     """Write the figures of a group column, whose metrics `rows` are, to a folder; returns their file names."""
     name = str(column.name)
-    figures = {"forest": plot_forest(overall, rows, name, title)}
+    figures = {"forest": plot_forest(overall, rows, name, title, alpha)}
     shown = curve_groups(rows, reference)
     if shown:
-        figures["curves"] = plot_curves(sample, column, shown, title)
+        figures["curves"] = plot_curves(sample, column, shown, title, alpha)
     if len(shown) > 1 and sample.thresholds is not None:
-        figures["gap"] = plot_gap(sample, column, shown, title)
+        figures["gap"] = plot_gap(sample, column, shown, title, alpha)
     folder.mkdir(parents=True, exist_ok=True)
     names = [f"fairness_{file_stem(name)}_{kind}.png" for kind in figures]
     for file, figure in zip(names, figures.values(), strict=True):
@@ -68,7 +69,9 @@ def label_of(row: GroupMetric) -> str:
     return f"{figure_text(row.group)} (n {row.n:,}, {row.melanomas:,} mel.)"
 
 
-def plot_forest(overall: Sequence[GroupMetric], rows: Sequence[GroupMetric], column: str, title: str) -> Figure:
+def plot_forest(
+    overall: Sequence[GroupMetric], rows: Sequence[GroupMetric], column: str, title: str, alpha: float = 0.05
+) -> Figure:
     """Each metric's value and interval in each group, beside that of all images (grey)."""
     groups = list(dict.fromkeys(row.group for row in rows))
     found = {(row.group, row.metric): row for row in rows}
@@ -94,7 +97,8 @@ def plot_forest(overall: Sequence[GroupMetric], rows: Sequence[GroupMetric], col
         axis.spines[["top", "right"]].set_visible(False)
     for axis in list(axes.flat)[len(metrics) :]:
         axis.set_visible(False)
-    _set_title(figure, f"by {figure_text(column)}: value and 95 % interval; grey: all images; ×: not estimable", title)
+    text = f"value and {level_text(alpha)} interval; grey: all images; ×: not estimable"
+    _set_title(figure, f"by {figure_text(column)}: {text}", title)
     return figure
 
 
@@ -114,7 +118,9 @@ def _draw_interval(axis: Axes, row: GroupMetric, place: float) -> None:
     axis.plot([row.value], [place], "o", color=COLOURS[0], markersize=4.5)
 
 
-def plot_curves(sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetric], title: str) -> Figure:
+def plot_curves(
+    sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetric], title: str, alpha: float = 0.05
+) -> Figure:
     """ROC curves with their operating points, and reliability: the share of melanomas against the mean score."""
     figure = Figure(figsize=(WIDTH, 4.9), layout="constrained")
     left, right = figure.subplots(1, 2)
@@ -128,7 +134,7 @@ def plot_curves(sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetr
         if part.thresholds is not None:
             point = part.decisions[~part.labels].mean(), part.decisions[part.labels].mean()
             left.plot(*point, "o", color=colour, markersize=7, markeredgecolor="white")
-        score, share, low, high = reliability(part)
+        score, share, low, high = reliability(part, alpha)
         right.errorbar(
             score, share, [share - low, high - share], color=colour, linestyle=style, marker="o", markersize=4,
             linewidth=1.2, elinewidth=0.8,
@@ -136,7 +142,7 @@ def plot_curves(sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetr
         top = max(top, score.max(), high.max())
     left.set(xlabel="1 − specificity", ylabel="sensitivity", title="ROC; dot: the threshold", aspect="equal")
     limit = min(1.0, 1.05 * top)
-    right.set(xlabel="mean score", ylabel="share of melanomas, 95 % interval", title="reliability")
+    right.set(xlabel="mean score", ylabel=f"share of melanomas, {level_text(alpha)} interval", title="reliability")
     right.set(xlim=(0, limit), ylim=(0, limit), aspect="equal")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
@@ -154,7 +160,7 @@ def roc_curve(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
     return np.append(0, false / false[-1]), np.append(0, true / true[-1])
 
 
-def reliability(sample: Sample) -> tuple[np.ndarray, ...]:
+def reliability(sample: Sample, alpha: float = 0.05) -> tuple[np.ndarray, ...]:
     """Mean score, share of melanomas, and its limits, in bins of equally many melanomas, ten or more if there are."""
     bins = int(np.clip(sample.labels.sum() // 10, 2, MAX_RELIABILITY_BINS))
     edges = np.unique(np.quantile(sample.scores[sample.labels], np.linspace(0, 1, bins + 1)[1:-1]))
@@ -163,11 +169,13 @@ def reliability(sample: Sample) -> tuple[np.ndarray, ...]:
     for k in np.unique(cell):
         inside = cell == k
         share = rate(sample, inside, sample.labels)
-        rows.append((sample.scores[inside].mean(), share.value, *share.interval()))
+        rows.append((sample.scores[inside].mean(), share.value, *share.interval(alpha)))
     return tuple(np.array(rows, dtype=float).T)
 
 
-def plot_gap(sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetric], title: str) -> Figure:
+def plot_gap(
+    sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetric], title: str, alpha: float = 0.05
+) -> Figure:
     """Sensitivity and specificity of each group minus the first one's, with intervals, against the threshold."""
     reference, *others = shown
     others = sorted(sorted(others, key=lambda group: -shown[group].melanomas)[:MAX_GAPS], key=list(shown).index)
@@ -182,7 +190,7 @@ def plot_gap(sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetric]
         rates = {group: [estimate(_at(part, t)) for t in thresholds] for group, part in parts.items()}
         for group, colour, style in zip(others, COLOURS[1:], STYLES[1:], strict=False):
             gaps = [subtract(one, base) for one, base in zip(rates[group], rates[reference], strict=True)]
-            low, high = np.array([gap.interval() for gap in gaps], dtype=float).T
+            low, high = np.array([gap.interval(alpha) for gap in gaps], dtype=float).T
             axis.fill_between(thresholds, low, high, color=colour, alpha=0.15, linewidth=0)
             values = [gap.value for gap in gaps]
             axis.plot(thresholds, values, color=colour, linestyle=style, linewidth=1.6, label=label_of(shown[group]))
@@ -197,7 +205,7 @@ def plot_gap(sample: Sample, column: pd.Series, shown: Mapping[str, GroupMetric]
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     gap = f"gap to {label_of(shown[reference])} by {figure_text(column.name)}"
-    text = f"{gap}; bands: pointwise 95 %; dotted: the threshold"
+    text = f"{gap}; bands: pointwise {level_text(alpha)}; dotted: the threshold"
     _set_title(figure, text, title)
     return figure
 

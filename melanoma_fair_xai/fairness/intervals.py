@@ -97,3 +97,16 @@ def holm(p: np.ndarray) -> np.ndarray:
     steps = p[order] * np.arange(len(order), 0, -1)
     adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1) if len(order) else steps
     return adjusted
+
+
+def benjamini_hochberg(p: np.ndarray) -> np.ndarray:
+    """The least false discovery rate at which each is found; NaN is no member of the family.
+
+    Benjamini and Hochberg, JRSS B 57 (1995), as adjusted p-values.
+    """
+    p = np.asarray(p, dtype=float)
+    adjusted = np.full(p.shape, np.nan)
+    order = np.argsort(p)[: np.isfinite(p).sum()][::-1]
+    steps = p[order] * len(order) / np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.minimum.accumulate(steps), 1) if len(order) else steps
+    return adjusted

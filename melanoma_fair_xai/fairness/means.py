@@ -17,15 +17,15 @@ def mean_by_group(
     table: pd.DataFrame,
     measures: Sequence[str],
     group_by: Sequence[str],
-    lesion_column: str = "lesion_id",
+    lesion_column: str | None = "lesion_id",
     alpha: float = 0.05,
 ) -> pd.DataFrame:
     """Mean of each measure over the images of each group, with its 1 - `alpha` interval, which counts lesions.
 
-    Images without a value (NaN) of a measure are left out of it. `group_by` as in `group_columns`. The interval is
-    Student's around the mean, with the variance of a ratio of sums over lesions, linearised: Cochran, Sampling
-    Techniques (1977), eq. 6.13. Its degrees of freedom are Kish's effective number of lesions less one. Percentiles of a
-    bootstrap of 10 lesions are too narrow.
+    Images without a value (NaN) of a measure are left out of it. `group_by` as in `group_columns`; without a
+    `lesion_column` (None) every image is a lesion of its own. The interval is Student's around the mean, with the
+    variance of a ratio of sums over lesions, linearised: Cochran, Sampling Techniques (1977), eq. 6.13. Its degrees of
+    freedom are Kish's effective number of lesions less one. Percentiles of a bootstrap of 10 lesions are too narrow.
 
     Returns:
         One row per group column (the first is `all`), group and measure: group_column, group, measure, n (images with
@@ -35,11 +35,11 @@ def mean_by_group(
         UserError: a column that is not there, or a measure that is not numbers.
     """
     for name in (*measures, lesion_column):
-        if name not in table:
+        if name is not None and name not in table:
             raise UserError(f"no column {name}; the table has {', '.join(map(str, table.columns))}")
     groups = group_columns(table, group_by)
     groups.insert(0, OVERALL, all_images(len(table)))
-    lesions = pd.factorize(table[lesion_column])[0]
+    lesions = np.arange(len(table)) if lesion_column is None else pd.factorize(table[lesion_column])[0]
     if (lesions < 0).any():
         raise UserError(f"{lesion_column}: no value in row {np.flatnonzero(lesions < 0)[0]}")
     rows = []

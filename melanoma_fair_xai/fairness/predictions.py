@@ -15,7 +15,7 @@ from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME
 from .sample import Sample, make_sample
 
 SUMS_NAME = "SHA256SUMS"
-REQUIRED = ("lesion_id", "label", "score", "threshold")
+REQUIRED = ("label", "score", "threshold")
 
 
 def save_predictions(table: pd.DataFrame, path: Path) -> None:
@@ -95,9 +95,9 @@ def read_validation(run: str | os.PathLike) -> Validation | None:
 
 
 def sample_columns(table: pd.DataFrame) -> dict[str, Any]:
-    """The columns of a predictions table, as `make_sample` and `evaluate` name them; fold and threshold may lack."""
-    optional = {"folds": "fold", "thresholds": "threshold"}
-    return {"labels": table["label"], "scores": table["score"], "lesion_ids": table["lesion_id"]} | {
+    """The columns of a predictions table by the names of `make_sample`; lesion_id, fold and threshold may lack."""
+    optional = {"lesion_ids": "lesion_id", "folds": "fold", "thresholds": "threshold"}
+    return {"labels": table["label"], "scores": table["score"]} | {
         name: table[column] for name, column in optional.items() if column in table
     }
 

@@ -31,7 +31,7 @@ class GroupMetric:
 
 @dataclass(frozen=True)
 class Contrast:
-    """group minus reference. `p` is NaN outside the tested family, and `p_holm` is adjusted over it."""
+    """group minus reference. `p` is NaN outside the tested family, and `p_holm`, or `q`, is adjusted over it."""
 
     group_column: str
     group: str
@@ -43,11 +43,15 @@ class Contrast:
     p: float = math.nan
     p_holm: float = math.nan
     estimable: bool = False
+    q: float = math.nan
 
 
 @dataclass(frozen=True)
 class WorstGroup:
-    """The worst estimable group, how far the best is from it, and the p-value of equal values in all `groups`."""
+    """The worst estimable group, how far the best is from it, and the p-value of equal values in all `groups`.
+
+    `p_holm`, or `q`, is adjusted where the family is that of all columns, else NaN.
+    """
 
     group_column: str
     metric: str
@@ -57,6 +61,8 @@ class WorstGroup:
     gap: float
     p: float
     groups: int
+    p_holm: float = math.nan
+    q: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -83,6 +89,7 @@ class ModelDifference:
     p_holm: float = math.nan
     estimable: bool = False
     conditional: bool = False
+    q: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -117,6 +124,11 @@ def with_interval(row: GroupMetric | Contrast | ModelDifference | GapChange) -> 
         return NOT_ESTIMABLE
     interval = "" if math.isnan(row.low) else f" [{number(row.low)}, {number(row.high)}]"
     return number(row.value) + interval
+
+
+def level_text(alpha: float) -> str:
+    """Of intervals, such as `95 %`."""
+    return f"{100 * (1 - alpha):g} %"
 
 
 def p_text(p: float) -> str:

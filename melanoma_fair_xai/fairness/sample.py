@@ -1,7 +1,8 @@
 """The images that are evaluated, checked once, as arrays that every estimator reads."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -55,8 +56,10 @@ def make_sample(
     """Check and code the columns of a predictions table; without lesion ids every image is a lesion of its own.
 
     Raises UserError for no rows, unequal lengths, labels that are not 0 or 1, scores that are not in
-    [0, 1], thresholds that are not finite, and missing lesion ids.
+    [0, 1], thresholds that are not finite, missing lesion ids, and Series whose indices differ.
     """
+    given = {"label": labels, "score": scores, "lesion_id": lesion_ids, "fold": folds, "threshold": thresholds}
+    check_index(given)
     labels, scores = np.asarray(labels), _numbers(scores, "score")
     n = len(labels)
     if n == 0:
@@ -84,6 +87,18 @@ def make_sample(
     ranks = np.unique(scores, return_inverse=True)[1] + 1
     width = int(ranks.max()) + 1
     return Sample(labels.astype(bool), scores, lesions, fold_codes * width + ranks, width, thresholds)
+
+
+def check_index(columns: Mapping[str, Any]) -> None:
+    """UserError for a pandas column whose index is not that of the first: rows are taken by position."""
+    found = {name: values for name, values in columns.items() if isinstance(values, pd.Series)}
+    for name, values in found.items():
+        first = next(iter(found))
+        if not values.index.equals(found[first].index):
+            raise UserError(
+                f"{name}: its index is not that of {first}; align them (reindex), or give .to_numpy() if their order "
+                "is the same"
+            )
 
 
 def _numbers(values: Sequence, name: str) -> np.ndarray:
