@@ -7,7 +7,7 @@ import torch
 
 from melanoma_fair_xai.base.seeding import sample_generator
 
-from .signals import leave_signals_to_parent
+from .signals import init_worker
 
 
 class EpochSampler(torch.utils.data.Sampler):
@@ -66,7 +66,7 @@ def training_loader(
         num_workers=num_workers,
         # Without a generator of its own, each iteration draws from the global one and shifts dropout and noise.
         generator=torch.Generator().manual_seed(sampler.seed),
-        worker_init_fn=leave_signals_to_parent,
+        worker_init_fn=init_worker,
         persistent_workers=num_workers > 0,
         **options,
     )

@@ -1,5 +1,6 @@
 """Ending a run when it is asked to: at the next step, with a checkpoint, in all processes together."""
 
+import multiprocessing.queues
 import os
 import signal
 import sys
@@ -9,14 +10,25 @@ from types import FrameType
 import accelerate
 import torch
 
+from melanoma_fair_xai.base.errors import explain, read_problem
 
-def leave_signals_to_parent(worker_id: int = 0) -> None:
-    """A `worker_init_fn` for loaders: Ctrl-C and SIGTERM, which terminals and clusters send to all processes of a job,
-    would end the workers before the training process has written its checkpoint."""
+
+def init_worker(worker_id: int = 0) -> None:
+    """A `worker_init_fn` for loaders. Ctrl-C and SIGTERM, which terminals and clusters send to all processes of a job,
+    would end the workers before the training process has written its checkpoint: they are left to the parent. A
+    worker that cannot hand over what it has loaded (no more open files, no folder for temporary ones) ends with a
+    line, where multiprocessing would drop the batch and the parent wait for it for ever."""
+    multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(_end_of)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_wait_for_end_by_parent, daemon=True).start()
+
+
+def _end_of(error: Exception, item: object) -> None:
+    reason = explain(error) or read_problem(error)
+    print(f"a data loading worker cannot hand over what it loaded: {reason}", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def _wait_for_end_by_parent() -> None:
