@@ -1,17 +1,20 @@
 """Preparing a data set: a folder of Parquet with its card, split manifest and list of what was skipped."""
 
 import glob
+import json
 import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 from huggingface_hub import DatasetCard
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.base.files import PARTIAL_PREFIX, file_digest, locked, made_folder
+from melanoma_fair_xai.base.files import PARTIAL_PREFIX, atomic_path, file_digest, locked, made_folder
 from melanoma_fair_xai.base.processes import available_cores
 from melanoma_fair_xai.base.publication import CARD_NAME
 
@@ -21,6 +24,7 @@ from .schema import SKIPPED_NAME
 from .sources import SOURCES
 from .splits import MANIFEST_NAME
 
+CHUNKING = b"content_defined_chunking"  # where `datasets` says in a file how its pages were cut
 SHARD = re.compile(r"data/[0-9a-f]{12}/(?P<split>\w+)-\d{5}-of-\d{5}\.parquet")
 
 
@@ -117,6 +121,8 @@ def _fill(builder: LesionBuilder, folder: str) -> None:
     built = os.path.join(folder, "built")
     builder.download_and_prepare(built, file_format="parquet")
     shards = {name: _shards(built, f"{builder.dataset_name}-{name}") for name in builder.info.splits}
+    for path in sum(shards.values(), []):
+        _add_page_checksums(path)
     # load_dataset caches a folder by its card alone: with its content in the names there, nothing stale is served.
     data = _data_name(*sum(shards.values(), []))
     os.makedirs(os.path.join(folder, data))
@@ -132,6 +138,28 @@ def _fill(builder: LesionBuilder, folder: str) -> None:
     card = dataset_card(builder, {name: f"{data}/{name}-*.parquet" for name in shards})
     with open(os.path.join(folder, CARD_NAME), "w", encoding="utf-8") as file:
         file.write(card)
+
+
+def _add_page_checksums(path: str) -> None:
+    """Write a Parquet file anew as it is, but with a checksum of each page, which `datasets` does not write."""
+    with pq.ParquetFile(path) as file, atomic_path(path) as partial:
+        group = file.metadata.row_group(0)
+        columns = [group.column(number) for number in range(group.num_columns)]
+        stored = {column.path_in_schema: column.compression for column in columns}
+        options: dict[str, Any] = {
+            "compression": {name: "none" if kind == "UNCOMPRESSED" else kind for name, kind in stored.items()},
+            "use_dictionary": [column.path_in_schema for column in columns if column.has_dictionary_page],
+            "write_page_index": True,
+        }
+        chunking = file.metadata.metadata.get(CHUNKING)
+        if chunking:  # lets the Hub store once what versions have in common
+            options["use_content_defined_chunking"] = json.loads(chunking)
+        with pq.ParquetWriter(partial, file.schema_arrow, write_page_checksum=True, **options) as writer:
+            for number in range(file.num_row_groups):
+                rows = file.read_row_group(number)
+                writer.write_table(rows, len(rows))
+            if chunking:
+                writer.add_key_value_metadata({CHUNKING: chunking})
 
 
 def _shards(folder: str, prefix: str) -> list[str]:

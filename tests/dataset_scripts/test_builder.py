@@ -10,6 +10,7 @@ import datasets
 import numpy as np
 import pandas as pd
 import PIL.Image
+import pyarrow.parquet as pq
 import pytest
 from huggingface_hub import DatasetCard
 
@@ -184,6 +185,26 @@ def test_one_flipped_bit_in_the_data_is_found_before_use(make, tmp_path, use):
     path.unlink()
     with pytest.raises(UserError, match="not the files that were prepared"):
         use(out)
+
+
+def test_pages_have_checksums_and_are_otherwise_as_datasets_writes_them(make, tmp_path, monkeypatch):
+    prepare_parquet(make(), str(tmp_path / "toy"))
+    monkeypatch.setattr(prepare_module, "_add_page_checksums", lambda path: None)
+    prepare_parquet(make(), str(tmp_path / "plain"))
+    ours, plain = (sorted((tmp_path / name).glob("data/*/*.parquet")) for name in ("toy", "plain"))
+    for path, other in zip(ours, plain, strict=True):
+        with pq.ParquetFile(path) as file, pq.ParquetFile(other) as expected:
+            assert file.read().equals(expected.read()) and file.metadata.metadata == expected.metadata.metadata
+            columns = [
+                [(c.path_in_schema, c.compression, c.encodings) for c in map(group.column, range(group.num_columns))]
+                for group in (file.metadata.row_group(0), expected.metadata.row_group(0))
+            ]
+            assert columns[0] == columns[1]
+    content = ours[0].read_bytes()
+    place = content.index(b"BM") + 100  # in an image
+    (tmp_path / "x").write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(OSError, match="checksum|CRC"):
+        pq.read_table(tmp_path / "x", page_checksum_verification=True)
 
 
 def prepare_beside_another(cache: str, out: str, start, results) -> None:
