@@ -52,7 +52,15 @@ def record_features(diagnoses: Sequence[str], extra: Mapping[str, Any] | None = 
 
 def is_missing(value: Any) -> bool:
     """Whether a cell says nothing: None, NaN, blanks, or a word for unknown."""
-    return value is None or value != value or str(value).strip().lower() in MISSING
+    return str(value).strip().lower() in MISSING
+
+
+def cell_name(value: Any) -> str:
+    """A cell as a name: `unknown` where it says nothing; 1 for 1.0, which tables make of 1 where cells are empty."""
+    if is_missing(value):
+        return UNKNOWN
+    is_whole = not isinstance(value, int) and getattr(value, "is_integer", bool)()
+    return str(int(value) if is_whole else value)
 
 
 def parse_age(value: Any, where: str) -> float | None:

@@ -21,6 +21,7 @@ from dataset_scripts.schema import (
     SKIPPED_COLUMNS,
     SKIPPED_NAME,
     UNKNOWN,
+    cell_name,
     check_unique,
     is_melanoma,
     is_missing,
@@ -317,18 +318,13 @@ def _cells(part: datasets.Dataset, column: str) -> list:
 
 
 def _names(part: datasets.Dataset, column: str) -> list[str]:
-    """A column as names, `unknown` where a value is missing; 1.0 is 1, as where no value of the column is missing."""
-    return [
-        UNKNOWN
-        if value is None or value != value or str(value).strip() == ""
-        else str(int(value) if isinstance(value, float) and value.is_integer() else value)
-        for value in _cells(part, column)
-    ]
+    """A column as names, `unknown` where a value is missing."""
+    return [cell_name(cell) for cell in _cells(part, column)]
 
 
 def _lesions(lesions: list[str], image_ids: Sequence[str], where: str) -> list[str]:
     """Lesion ids, where images without one are lesions of their own."""
-    missing = [is_missing(lesion) or lesion == "-1" for lesion in lesions]
+    missing = [lesion in (UNKNOWN, "-1") for lesion in lesions]
     if any(missing):
         say(f"warning: {where} is empty for {sum(missing):,} of {len(lesions):,} images; each is a lesion of its own")
     return [
@@ -351,7 +347,7 @@ def _melanomas(part: datasets.Dataset, where: str) -> list[int]:
 
 def _positive(labels: pd.Series, columns: ColumnNames, name: str) -> np.ndarray:
     """1 for melanoma, 0 for benign, -1 where there is no label; says which labels are benign."""
-    known = sorted(label for label in set(labels) if not is_missing(label))
+    known = sorted(set(labels) - {UNKNOWN})
     if not columns.positive_labels:
         raise UserError(f"--positive_labels: say which of {', '.join(known[:20])} in {name} mean melanoma")
     absent = sorted(set(columns.positive_labels) - set(known))
@@ -364,7 +360,7 @@ def _positive(labels: pd.Series, columns: ColumnNames, name: str) -> np.ndarray:
     doubtful = [repr(label) for label in benign if spelling(label) in alike or is_melanoma(label)]
     if doubtful:
         say(f"warning: {', '.join(doubtful)} look like melanoma and count as benign; if wrong, give --positive_labels")
-    return np.where(labels.map(is_missing), -1, labels.isin(columns.positive_labels))
+    return np.where(labels == UNKNOWN, -1, labels.isin(columns.positive_labels))
 
 
 def is_synthetic(table: pd.DataFrame) -> np.ndarray:
@@ -449,6 +445,11 @@ def _with_splits(records: Records, split_manifest: str | None) -> Records:
         if absent.any():
             raise UserError(
                 f"{split_manifest}: image {table['image_id'][absent].iloc[0]} of {records.name} is not in it"
+            )
+        if (nameless := manifest["lesion_id"].map(is_missing)).any():
+            raise UserError(
+                f"{split_manifest}: image {manifest.index[nameless][0]} has no lesion there, so that all such images "
+                "would be one; leave the flag out, or give the manifest of another run"
             )
         table["split"] = table["image_id"].map(manifest["split"])
         table["lesion_id"] = table["image_id"].map(manifest["lesion_id"])

@@ -1,12 +1,11 @@
 """The groups that performance is reported by, derived from the columns of a table in one place."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from dataset_scripts.schema import SKIN_TYPES, UNKNOWN, is_missing, parse_cells
+from dataset_scripts.schema import SKIN_TYPES, UNKNOWN, cell_name, parse_cells
 from melanoma_fair_xai.base.errors import UserError
 
 OVERALL = "all"  # the column, and its one group, of all images
@@ -57,14 +56,14 @@ def as_groups(values: Sequence, name: str) -> pd.Series:
     Ordered categories keep their order, skin types have theirs, and others are sorted, numbers by their value.
     """
     values = pd.Series(values).reset_index(drop=True)
-    if name == "fitzpatrick":
-        values = pd.Series(parse_cells(name, values, "column fitzpatrick"), dtype=object)
-    names = values.astype(object).map(group_name)
+    if name in ("fitzpatrick", "sex"):
+        values = pd.Series(parse_cells(name, values, f"column {name}"), dtype=object)
+    names = values.astype(object).map(cell_name)
     known = set(names) - {UNKNOWN}
     if len(known) > MAX_GROUPS:
         raise UserError(f"--group_by {name}: {len(known):,} different values; groups are at most {MAX_GROUPS}")
     if isinstance(values.dtype, pd.CategoricalDtype) and values.cat.ordered:
-        return _ordered(names, [*map(group_name, values.cat.categories)])
+        return _ordered(names, [*map(cell_name, values.cat.categories)])
     if known <= set(SKIN_TYPES):
         return _ordered(names, SKIN_TYPES)
     cells = dict(zip(names, values, strict=True))
@@ -74,14 +73,6 @@ def as_groups(values: Sequence, name: str) -> pd.Series:
         except (TypeError, ValueError):
             continue
     return _ordered(names, sorted(known))
-
-
-def group_name(value: Any) -> str:
-    """The name of the group that a cell says: `unknown` where it is missing, 1 for 1.0."""
-    if value is pd.NA or is_missing(value):
-        return UNKNOWN
-    is_whole = isinstance(value, float | np.floating) and float(value).is_integer()
-    return str(int(value) if is_whole else value)
 
 
 def _ordered(values: pd.Series, order: list[str]) -> pd.Series:
@@ -138,7 +129,7 @@ def reference_group(
 ) -> str | None:
     """The group that the others are compared with; None if no group is known. UserError for one that is not there."""
     known = [group for group in column.cat.categories if group != UNKNOWN]
-    asked = group_name(reference[name]) if name in (reference or {}) else None
+    asked = cell_name(reference[name]) if name in (reference or {}) else None
     if asked is not None and asked not in known:
         raise UserError(
             f"--reference {name}={asked}: no such group; {name} has {', '.join(known) or 'no known group'}"

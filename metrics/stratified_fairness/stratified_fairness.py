@@ -6,8 +6,7 @@ import datasets
 import evaluate
 
 import melanoma_fair_xai.fairness as fairness
-from dataset_scripts.schema import UNKNOWN
-from melanoma_fair_xai.fairness.groups import group_name
+from dataset_scripts.schema import UNKNOWN, cell_name
 from melanoma_fair_xai.fairness.metrics import METRICS
 
 DESCRIPTION = """
@@ -61,9 +60,9 @@ class StratifiedFairness(evaluate.Metric):
     def add_batch(self, *, groups=None, lesion_ids=None, **columns) -> None:
         """Add a batch; the columns may also be given to `compute`."""
         if groups is not None:
-            groups = [group_name(value) for value in groups]
+            groups = [cell_name(value) for value in groups]
         if lesion_ids is not None:
-            names = (group_name(value) for value in lesion_ids)
+            names = (cell_name(value) for value in lesion_ids)
             lesion_ids = ["" if name == UNKNOWN else name for name in names]  # which _compute refuses, with the row
         super().add_batch(groups=groups, lesion_ids=lesion_ids, **columns)
 

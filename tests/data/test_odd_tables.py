@@ -5,9 +5,11 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pandas as pd
 import PIL.Image
 import pytest
 
+from dataset_scripts.splits import write_manifest
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.data.loading import ColumnNames, Records, load_records, load_synthetic
 
@@ -120,6 +122,15 @@ def test_images_without_a_lesion_are_lesions_of_their_own(tmp_path, capfd, missi
     assert records.table["lesion_id"].nunique() == ROWS
     assert "column lesion_id is empty for 20 of 40 images; each is a lesion of its own" in capfd.readouterr().err
     assert set(records.table["split"]) == {"train", "validation", "test"}
+
+
+def test_a_manifest_in_which_images_have_no_lesion_is_refused(tmp_path):
+    write(tmp_path / "own", melanoma=cycle(0, 1))
+    names = [f"train-{row:06d}" for row in range(ROWS)]
+    manifest = pd.DataFrame({"image_id": names, "lesion_id": cycle("a", "unknown"), "split": cycle("train", "test")})
+    write_manifest(manifest, str(tmp_path / "m.csv"))
+    with pytest.raises(UserError, match="m.csv: image train-000001 has no lesion there"):
+        load_records(str(tmp_path / "own"), split_manifest=str(tmp_path / "m.csv"))
 
 
 def test_numbers_are_the_same_lesion_whatever_a_table_made_of_them(tmp_path):

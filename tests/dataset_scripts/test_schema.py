@@ -4,10 +4,12 @@ import math
 import re
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from dataset_scripts.schema import (
     SKIN_TYPES,
+    cell_name,
     check_unique,
     is_melanoma,
     is_nevus,
@@ -81,6 +83,13 @@ NEITHER = ["nvx", "benign", "bkl", "non-melanoma", "nonmelanoma skin cancer", "n
 @pytest.mark.parametrize("name", [*NEVI, *MELANOMAS, *NEITHER])
 def test_diagnoses_by_any_of_their_names(name):
     assert (is_nevus(name), is_melanoma(name)) == (name in NEVI, name in MELANOMAS)
+
+
+def test_a_cell_is_a_name_whatever_a_table_made_of_it():
+    for cell in (None, math.nan, np.float32("nan"), pd.NA, pd.NaT, "", " ", "NaN", "n/a", "Unknown"):
+        assert cell_name(cell) == "unknown"
+    cells = [1, 1.0, np.float32(1), np.int64(1), "1.0", 0.5, True, np.True_, " a ", math.inf]
+    assert [cell_name(cell) for cell in cells] == [*"1111", "1.0", "0.5", "True", "True", " a ", "inf"]
 
 
 def test_check_unique_names_the_first_and_the_number():

@@ -46,8 +46,12 @@ def test_a_column_of_the_table_goes_before_one_that_would_be_derived():
 
 
 def test_skin_types_and_ages_are_read_as_they_are_when_data_are_loaded():
-    table = pd.DataFrame({"fitzpatrick": [1, 2.0, "3", "iv", -1, None], "age": ["80+", 60, "unknown", "", None, "39"]})
-    groups = group_columns(table, ["fitzpatrick", "age_band"])
+    table = pd.DataFrame(
+        {"fitzpatrick": [1, 2.0, "3", "iv", -1, pd.NA], "age": ["80+", 60, "unknown", "", None, "39"]}
+    )
+    table["sex"] = ["F", "female", "m", "Male", "diverse", pd.NA]
+    groups = group_columns(table, ["fitzpatrick", "age_band", "sex"])
+    assert groups["sex"].tolist() == ["female", "female", "male", "male", "diverse", "unknown"]
     assert groups["fitzpatrick"].tolist() == ["I", "II", "III", "IV", "unknown", "unknown"]
     assert groups["fitzpatrick_group"].tolist() == ["I-II", "I-II", "III-IV", "III-IV", "unknown", "unknown"]
     assert groups["age_band"].tolist() == ["60 and over"] * 2 + ["unknown"] * 3 + ["under 40"]
