@@ -7,14 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from melanoma_fair_xai.diffusion.export import export_pipeline, make_pipeline
-from melanoma_fair_xai.diffusion.networks import create_networks
+from melanoma_fair_xai.diffusion.export import export_pipeline
 from melanoma_fair_xai.diffusion.pipeline_lesion import band_names, from_bands, to_bands
 from melanoma_fair_xai.diffusion.process import (
     DETAIL_DEVIATION,
     ROUNDING,
     band_errors,
-    make_noise_scheduler,
     measure_band_scales,
 )
 
@@ -73,24 +71,6 @@ def test_averages_and_the_details_of_each_level_weigh_the_same():
         assert band_errors(output.flatten(1, 2), target, scales).tolist() == pytest.approx([0, 4 / 3])
     output = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(band_errors(output, output * 0, {"": 1.0}), output.square().mean(dim=(1, 2, 3)))
-
-
-@pytest.fixture
-def banded(conditions):
-    """An untrained pipeline of 32 x 32 images, whose UNet sees two levels of bands."""
-    torch.manual_seed(0)
-    networks = create_networks(
-        conditions,
-        resolution=32,
-        haar_levels=2,
-        block_out_channels=[16, 32],
-        layers_per_block=1,
-        attention_resolutions=[],
-    )
-    scales = measure_band_scales(images(32), 2)
-    pipeline = make_pipeline(*(n.eval() for n in networks), make_noise_scheduler("v_prediction", "linear"), scales)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
 
 
 def test_a_pipeline_gives_the_image_whose_bands_were_drawn(banded):
