@@ -13,6 +13,7 @@ from melanoma_fair_xai.diffusion.process import (
     DETAIL_DEVIATION,
     ROUNDING,
     band_errors,
+    make_noise_scheduler,
     measure_band_scales,
 )
 
@@ -60,6 +61,21 @@ def test_details_are_scaled_to_one_deviation_and_averages_to_fewer_pixels():
     np.testing.assert_allclose(deviations, DETAIL_DEVIATION, rtol=6e-3)
     flat = measure_band_scales(torch.zeros(2, 3, 8, 8), 1)
     assert flat["a"] == 2 and flat["d"] == pytest.approx(ROUNDING / DETAIL_DEVIATION, rel=6e-3)
+
+
+@pytest.mark.parametrize(("deviation", "kept"), [(DETAIL_DEVIATION, 1.0), (0.03, 0.37)])
+def test_25_steps_keep_the_details_that_are_scaled_and_lose_others(deviation, kept):
+    """The gain of DPM-Solver++ under the exact v of Gaussian data, whose every step is linear."""
+    training = make_noise_scheduler("v_prediction", "squaredcos_cap_v2")
+    sampler = diffusers.DPMSolverMultistepScheduler.from_config(training.config)
+    sampler.set_timesteps(25)
+    sample = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    for timestep in sampler.timesteps:
+        share = training.alphas_cumprod[int(timestep)].double()
+        expected = share.sqrt() * deviation**2 / (share * deviation**2 + 1 - share) * sample
+        v = (share.sqrt() * sample - expected) / (1 - share).sqrt()
+        sample = sampler.step(v, timestep, sample).prev_sample.double()
+    assert sample.item() / deviation == pytest.approx(kept, abs=0.01)
 
 
 def test_averages_and_the_details_of_each_level_weigh_the_same():
