@@ -9,6 +9,7 @@ again to go on after an interruption.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from melanoma_fair_xai.engine.arguments import parse_arguments
 
 # All else is imported where it is used, so that --help and wrong flags answer at once.
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     import pandas as pd
     from accelerate import Accelerator
@@ -89,12 +90,13 @@ def main() -> None:
         accelerator.print("\n".join(f"warning: {note}" for note in notes), end="\n" if notes else "")
         settings = plain({**asdict(arguments), "weights": weights_hash(pipeline)})
         folder = Path(arguments.output_dir)
-        on_main_process(accelerator, lambda: open_folder(folder, settings))
-        finder = copy_finder(accelerator, records, pipeline) if arguments.reject_copies else None
-        generate(accelerator, pipeline, conditions, folder, arguments, finder)
-        accelerator.wait_for_everyone()
-        if accelerator.is_main_process:
-            write_metadata(folder, conditions, settings)
+        with contextlib.ExitStack() as stack:
+            on_main_process(accelerator, lambda: stack.enter_context(open_folder(folder, settings)))
+            finder = copy_finder(accelerator, records, pipeline) if arguments.reject_copies else None
+            generate(accelerator, pipeline, conditions, folder, arguments, finder)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                write_metadata(folder, conditions, settings)
 
 
 def check_arguments(arguments: GenerateArguments) -> None:
@@ -179,10 +181,31 @@ def plan(arguments: GenerateArguments, pipeline: Any, records: Records | None) -
     return grid_conditions(values, number) if arguments.grid else mixed_conditions(values, number or 1, arguments.seed)
 
 
-def open_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Make the folder, or go on in one that the same command began. UserError if it holds anything else."""
+@contextlib.contextmanager
+def open_folder(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
+    """Make the folder, or go on in one that the same command began, locked until the block or the process ends.
+
+    UserError if it holds anything else, or is in use by another process.
+    """
     from melanoma_fair_xai.base.files import PARTIAL_PREFIX, write_json
     from melanoma_fair_xai.diffusion.generation import SETTINGS_NAME
+    from melanoma_fair_xai.engine.run_folder import lock_folder
+
+    check_folder(folder, settings)  # before a lock is written to what may be the user's own
+    folder.mkdir(parents=True, exist_ok=True)
+    with lock_folder(folder):
+        check_folder(folder, settings)
+        for path in folder.glob(f"{PARTIAL_PREFIX}*"):
+            path.unlink()
+        write_json(folder / SETTINGS_NAME, settings)
+        yield
+
+
+def check_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """UserError for a folder that another command has begun, or not generate.py."""
+    from melanoma_fair_xai.base.files import PARTIAL_PREFIX
+    from melanoma_fair_xai.diffusion.generation import SETTINGS_NAME
+    from melanoma_fair_xai.engine.run_folder import LOCK_NAME
 
     # The model may have been moved: its weights are compared by their hash.
     free = {field.name for field in fields(GenerateArguments) if field.metadata["free"]}
@@ -193,12 +216,10 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> None:
                 raise UserError(
                     f"--output_dir {folder}: made with {name} {earlier.get(name)}, not {value}; choose another folder"
                 )
-    elif folder.is_dir() and not all(path.match(f"{PARTIAL_PREFIX}*{SETTINGS_NAME}") for path in folder.iterdir()):
+    elif folder.is_dir() and not all(
+        path.name == LOCK_NAME or path.match(f"{PARTIAL_PREFIX}*{SETTINGS_NAME}") for path in folder.iterdir()
+    ):
         raise UserError(f"--output_dir {folder}: holds files that generate.py did not write; choose another folder")
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in folder.glob(f"{PARTIAL_PREFIX}*"):
-        path.unlink()
-    write_json(folder / SETTINGS_NAME, settings)
 
 
 def image_path(folder: Path, index: int, image_format: str) -> Path:

@@ -1,6 +1,7 @@
 """generate.py run for real on a small generator: what it writes, that it repeats itself, and what it refuses."""
 
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -34,6 +35,7 @@ from melanoma_fair_xai.diffusion.generation import (
 )
 from melanoma_fair_xai.diffusion.networks import create_networks
 from melanoma_fair_xai.diffusion.process import make_noise_scheduler
+from melanoma_fair_xai.engine.run_folder import lock_folder
 from melanoma_fair_xai.hub import quality as card_quality
 
 REPOSITORY = Path(generate.__file__).parent
@@ -271,6 +273,30 @@ def test_other_folders_are_left_alone(model, synthetic, tmp_path, capsys):
     assert set(os.listdir(tmp_path / "mine")) == before
     error = refusal(capsys, *flags, "--output_dir", synthetic)
     assert "made with num_images 60, not None; choose another folder" in error
+
+
+def hold(folder: Path, held, done) -> None:
+    """In a process of its own: another generate.py at work."""
+    with lock_folder(folder):
+        held.set()
+        done.wait()
+
+
+def test_two_do_not_write_one_folder(model, tmp_path, capsys):
+    folder = tmp_path / "out"
+    flags = ["--model_name_or_path", model, "--num_images", 2, *FAST, "--output_dir", folder]
+    folder.mkdir()
+    context = multiprocessing.get_context("fork")
+    held, done = context.Event(), context.Event()
+    other = context.Process(target=hold, args=(folder, held, done))
+    other.start()
+    assert held.wait(60)
+    assert f"--output_dir {folder}: in use by another run (process {other.pid} on " in refusal(capsys, *flags)
+    assert not pixels(folder)
+    done.set()
+    other.join()
+    launch(generate, *flags)
+    assert len(pixels(folder)) == 2 and len(datasets.load_dataset(str(folder), split="train")) == 2
 
 
 def test_a_full_disk_ends_in_a_line_and_a_restart_continues(model, tmp_path, capsys, file_size_limit):

@@ -84,7 +84,7 @@ def open_run_folder(
                 _check_owner(folder, resume, overwrite)
             try:
                 stack.enter_context(made_folder(folder))
-                stack.enter_context(_lock(folder))
+                stack.enter_context(lock_folder(folder))
             except OSError as error:
                 reason = f"cannot be written to ({error.strerror})"
                 raise UserError(f"--output_dir {folder}: {reason}; choose another") from None
@@ -111,8 +111,11 @@ def _check_owner(folder: pathlib.Path, resume: bool, overwrite: bool) -> None:
 
 
 @contextlib.contextmanager
-def _lock(folder: pathlib.Path) -> Iterator[None]:
-    """Hold the lock of a folder that can be written to. It goes at the end if nothing else is there."""
+def lock_folder(folder: pathlib.Path) -> Iterator[None]:
+    """Hold the lock of a folder that can be written to. It goes at the end if nothing else is there.
+
+    UserError, with who holds it, if another process does.
+    """
     path = folder / LOCK_NAME
     tempfile.TemporaryFile(dir=folder).close()  # a lock that is there says nothing of whether others can be written
     # Not through a link, which would be somebody else's file.
