@@ -16,13 +16,17 @@ import pandas as pd
 from scipy.special import expit, logit, ndtr, ndtri, stdtrit
 from scipy.stats import norm
 
-from melanoma_fair_xai.fairness import compare
+from melanoma_fair_xai.fairness import compare, evaluate, mean_by_group
 from melanoma_fair_xai.fairness.bootstrap import estimate_parts
+from melanoma_fair_xai.fairness.comparison import COMPARED
 from melanoma_fair_xai.fairness.estimates import Estimate, subtract
+from melanoma_fair_xai.fairness.family import adjust
 from melanoma_fair_xai.fairness.intervals import holm, p_value, square_and_add
-from melanoma_fair_xai.fairness.metrics import METRICS
-from melanoma_fair_xai.fairness.resampling import bootstrap_strata
+from melanoma_fair_xai.fairness.metrics import AT_FIXED, METRICS
+from melanoma_fair_xai.fairness.predictions import Validation
+from melanoma_fair_xai.fairness.resampling import bootstrap_strata, bootstrap_weights
 from melanoma_fair_xai.fairness.sample import Sample, make_sample
+from melanoma_fair_xai.fairness.thresholds import ThresholdChooser
 from melanoma_fair_xai.fairness.worst_group import homogeneity
 
 BENIGN_PER_MELANOMA = 5
@@ -311,14 +315,106 @@ def levelling_down(rng: np.random.Generator, design: str) -> Outcome:
     groups = [_two_models(rng, n, aucs, 0.9) for n, aucs in zip((100, 60, 40), LEVELLED[design], strict=True)]
     for model in (0, 1):
         parts = apart([pair[model] for pair in groups])
-        columns = {"lesion_id": "lesions", "label": "labels", "score": "scores", "threshold": "thresholds"}
-        table = pd.DataFrame({name: np.concatenate([getattr(p, c) for p in parts]) for name, c in columns.items()})
-        table["site"] = np.repeat(["a", "b", "c"], [len(part) for part in parts])
-        tables.append(table.assign(label=table["label"].astype(int), image_id=table.index, fold=0))
+        sites = [_table(part).assign(site=site) for part, site in zip(parts, "abc", strict=True)]
+        tables.append(pd.concat(sites, ignore_index=True).assign(image_id=lambda table: table.index))
     result = compare({"first": tables[0], "second": tables[1]}, ["site"], {"site": "a"}, n_resamples=10)
     kind = "power" if design == "levelled down" else "size"
     flags = result.levelling_down
     return {(kind, "any flag"): bool(flags), (kind, "any in bold"): any(row.loss_is_clear for row in flags)}
+
+
+def _table(sample: Sample) -> pd.DataFrame:
+    columns = {"lesion_id": "lesions", "label": "labels", "score": "scores", "threshold": "thresholds"}
+    table = pd.DataFrame({name: getattr(sample, attribute) for name, attribute in columns.items()})
+    return table.assign(label=table["label"].astype(int), image_id=table.index, fold=0)
+
+
+def _holds_zero(rows: list, kind: str = "size") -> Outcome:
+    return {(kind, COMPARED[row.metric].title): not row.low <= 0 <= row.high for row in rows if row.metric in TESTED}
+
+
+TESTED = [*FAMILY, "specificity", *AT_FIXED]
+
+
+def thresholds(rng: np.random.Generator, rule: str, melanomas: int, validated: int) -> Outcome:
+    """Two models with one ROC curve, AUC .85, whose thresholds a rule chose on so many melanoma lesions of validation.
+
+    Their noise is correlated by .84. Before, sensitivities were compared as if thresholds had not been chosen.
+    """
+    test, validation = (_two_models(rng, count, (0.85, 0.85), 0.84) for count in (melanomas, validated))
+    tables, chosen = {}, {}
+    for name, tested, scored_before in zip("ab", test, validation, strict=True):
+        chooser = ThresholdChooser(scored_before.scores, scored_before.labels, rule)
+        threshold = chooser.choose(np.ones((len(scored_before), 1)))[0]
+        tables[name] = _table(replace(tested, thresholds=np.full(len(tested), threshold)))
+        apart_from_test = scored_before.lesions + tested.lesions.max() + 1
+        chosen[name] = Validation(_table(replace(scored_before, lesions=apart_from_test)), rule)
+    known = compare(tables, [], n_resamples=REPLICATES, validation=chosen).differences
+    unknown = compare(tables, [], n_resamples=0).differences
+    before = _holds_zero([row for row in unknown if row.conditional], "size before")
+    return _holds_zero(known) | before
+
+
+def trainings(rng: np.random.Generator, deviation: float, seeds: int, melanomas: int) -> Outcome:
+    """Two ways of training that are worth the same, AUC .85 on average, with several seeds each.
+
+    The AUC of a training deviates from that mean, and the noise of any two is correlated by .9. Before, seeds were
+    pooled as folds are, so that every image counted as often as there were seeds.
+    """
+    lesion, label = draw_lesions(rng, melanomas)
+    noise = draw_noise(rng, lesion, 0.3)
+    tables = {}
+    for name in "ab":
+        parts = []
+        for seed in range(seeds):
+            mixed = np.sqrt(0.9) * noise + np.sqrt(0.1) * draw_noise(rng, lesion, 0.3)
+            parts.append(_table(scored(lesion, label, mixed, 0.85 + rng.normal() * deviation, 0.85)).assign(seed=seed))
+        tables[name] = pd.concat(parts, ignore_index=True)
+    rows = [row for row in compare(tables, [], n_resamples=REPLICATES).differences if row.metric in TESTED]
+    pooled = [make_sample(t["label"], t["score"], t["lesion_id"], t["seed"], t["threshold"]) for t in tables.values()]
+    outcome = _holds_zero(rows)
+    for name in FAMILY:
+        low, high = subtract(*map(METRICS[name].closed_form, pooled)).interval()
+        outcome["size before", METRICS[name].title] = not low <= 0 <= high
+    return outcome
+
+
+def means(rng: np.random.Generator, shape: str, icc: float, lesions: int) -> Outcome:
+    """The mean of a measure; before, percentiles of a bootstrap of 500 replicates."""
+    lesion = np.repeat(np.arange(lesions), photographed(rng, lesions))
+    noise = draw_noise(rng, lesion, icc)
+    values, truth = (noise, 0.0) if shape == "normal" else (np.exp(0.5 * noise), math.exp(0.125))
+    row = mean_by_group(pd.DataFrame({"lesion_id": lesion, "value": values}), ["value"], []).iloc[0]
+    sums = np.stack([np.bincount(lesion, values), np.bincount(lesion)])
+    blocks = [sums @ weights for weights in bootstrap_weights(np.zeros(lesions, dtype=int), 500, rng)]
+    totals, images = np.concatenate(blocks, axis=1)
+    low, high = np.quantile(totals / images, [0.025, 0.975])
+    return {
+        ("coverage", "mean"): bool(row["low"] <= truth <= row["high"]),
+        ("coverage before", "mean"): bool(low <= truth <= high),
+    }
+
+
+def several_columns(rng: np.random.Generator, columns: int, melanomas: int) -> Outcome:
+    """So many columns of two to four groups without any gap, AUC .85, ICC .3: whether any p-value is below .05."""
+    sample = draw_group(rng, melanomas, 0.85, 0.3)
+    lesions = sample.lesions.max() + 1
+    groups = {f"column {k}": rng.integers(0, 2 + k % 3, lesions)[sample.lesions].astype(str) for k in range(columns)}
+    report = evaluate(
+        sample.labels, sample.scores, groups, sample.lesions, thresholds=sample.thresholds, n_resamples=0,
+        family="holm",
+    )  # fmt: skip
+    every = [*report.contrasts, *report.worst_group]
+    primary = holm(np.array([row.p for row in report.contrasts if row.group_column == "column 0"]))
+    equal = np.array([row.p for row in report.worst_group])
+    return {
+        ("size", "primary contrasts, Holm"): bool((primary < 0.05).any()),
+        ("size", "equal performance, not adjusted"): bool((equal < 0.05).any()),
+        ("size", "all columns, Holm"): any(row.p_holm < 0.05 for row in every),
+        ("size", "all columns, false discovery rate"): any(
+            row.q < 0.05 for row in adjust(every, "benjamini-hochberg")
+        ),
+    }
 
 
 GRID = [(auc, icc, count) for auc in (0.75, 0.92) for icc in (0.0, 0.3, 0.6) for count in (15, 20, 40, 100)]
@@ -355,4 +451,20 @@ STUDIES = {
         [(gap, rho, n) for gap in (0.0, 0.03) for rho in (0.84, 0.95) for n in (20, 40, 100)],
     ),
     "levelling_down": Study(levelling_down, ("design",), [(name,) for name in LEVELLED]),
+    "thresholds": Study(
+        thresholds, ("rule", "melanoma lesions", "of validation"),
+        [(rule, n, m) for rule in ("youden", "sensitivity=0.9", "specificity=0.9")
+         for n, m in ((20, 20), (60, 60), (200, 60), (200, 200))],
+    ),
+    "trainings": Study(
+        trainings, ("deviation of AUC", "seeds", "melanoma lesions"),
+        [(deviation, 3, n) for deviation in (0.0, 0.01, 0.03) for n in (40, 200)] + [(0.01, 5, n) for n in (40, 200)],
+    ),
+    "means": Study(
+        means, ("shape", "ICC", "lesions"),
+        [(shape, icc, n) for shape in ("normal", "lognormal") for icc in (0.0, 0.6) for n in (10, 20, 40)],
+    ),
+    "several_columns": Study(
+        several_columns, ("columns", "melanoma lesions"), [(1, 100), (5, 100), (5, 300)]
+    ),
 }  # fmt: skip
