@@ -1,12 +1,15 @@
 """What of a folder is published: looked over, whole, licensed, and without local paths."""
 
+import csv
 import dataclasses
+import importlib.metadata
+import io
 import json
 import os
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import RepoCard
@@ -18,8 +21,16 @@ from .images import IMAGE_SUFFIXES, image_content_problem
 CARD_NAME = "README.md"
 TEXTS = (".csv", ".json", ".md")
 
-# An absolute path, or one from the home folder: a slash that begins a word, and is no part of a URL or closing tag.
-LOCAL_PATH = re.compile(r"(?<![\w./<~-])~?/[\w.@+-]+(?:/[\w.@+-]+)*/?")
+# How a path of this machine begins if it is not one within the working folder, on Windows, too.
+ROOT = r"(?:file:/*|[A-Za-z]:[\\/]|\\\\(?=\w)|~(?:[A-Za-z_][\w.-]*)?[\\/]|\$[A-Z_]+[\\/]|/(?!/))"
+# Within a text such a path is no part of a word, URL or closing tag. It ends at a space unless it stands in quotes.
+LOCAL_PATH = re.compile(
+    rf"""(?P<quote>["'`])(?P<quoted>(?:{ROOT}|\.\.[\\/])(?:(?!(?P=quote))[^\n])+)(?P=quote)"""
+    rf"""|(?<![\w./<~$\\-])(?P<bare>{ROOT}(?:[^\s"'`<>|()\[\]{{}},;]|\([^\s()]*\)|\[[^\s\[\]]*\])+)"""
+)
+OUT = r"""(?:(?:(?![ ]-)[^"'`,:;\n])*[\\/])?\.\.(?:[\\/].*)?"""  # leads out of the working folder, with .. somewhere
+WHOLE_PATH = re.compile(rf"(?P<kind>local-dir:|hf-hub:)?(?P<path>(?:{ROOT}|//).*|~\w*|{OUT})")
+SOMEWHERE = "a local folder"  # where not even a last part can be named
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +91,8 @@ def collect(
     """The files that match glob patterns, each of `required` at least once, with the licence that the card states.
 
     Of those in `figures/` and `samples/` only the ones that the card shows are taken. Local paths in texts are
-    shortened to their last part. Raises UserError for a file that is missing or has a `problem`, for a card without a
-    licence, and for one that shows what is not there.
+    shortened to their last part. Raises UserError for a file that is missing, has a `problem` or is a link, for a card
+    without a licence, and for one that shows what is not there.
     """
     card = read_card(folder)
     files: dict[str, Path | bytes] = {}
@@ -93,6 +104,8 @@ def collect(
             name = path.relative_to(folder).as_posix()
             if name.startswith(("figures/", "samples/")) and name not in card.content:
                 continue
+            if path.resolve() != folder.resolve() / name:
+                raise UserError(f"{path}: a link, or behind one, which may lead anywhere; put the file itself there")
             reason = problem(path)
             if reason:
                 raise UserError(f"{path}: {reason}; write it again, nothing was sent")
@@ -128,7 +141,8 @@ def without_local_paths(value: Any) -> Any:
     """A text, or all texts in lists and dictionaries, with paths of this machine cut to their last part.
 
     Who reads them has no such folders, and need not know where a home folder lies. A text that is a path as a whole
-    may hold spaces, and lead out of the working folder; within a longer one absolute paths are cut.
+    may hold anything, as one in quotes may; others within a longer text end at a space. Paths within the working
+    folder stay as they are.
     """
     if isinstance(value, dict):
         return {name: without_local_paths(item) for name, item in value.items()}
@@ -136,30 +150,66 @@ def without_local_paths(value: Any) -> Any:
         return type(value)(without_local_paths(item) for item in value)
     if not isinstance(value, str):
         return value
-    if value.startswith(("/", "~/", "../")) and "\n" not in value:
-        return os.path.basename(os.path.normpath(value))
-    return LOCAL_PATH.sub(lambda match: PurePosixPath(match[0]).name, value)
+    if whole := WHOLE_PATH.fullmatch(value.strip()):
+        return (whole["kind"] or "") + _last_part(whole["path"])
+    return LOCAL_PATH.sub(
+        lambda match: (
+            f"{match['quote']}{_last_part(match['quoted'])}{match['quote']}"
+            if match["quote"]
+            else _last_part(match["bare"])
+        ),
+        value,
+    )
+
+
+def _last_part(path: str) -> str:
+    name = re.split(r"[\\/]", path.rstrip("\\/"))[-1]
+    return SOMEWHERE if name in ("", ".", "..") or re.match(r"[~$]|\w:$|file:$", name) else name
 
 
 def _published_text(path: Path) -> str:
-    """What of a text file is published: strings of JSON are taken one by one, as they may be paths with spaces."""
+    """What of a text file is published: strings of JSON and cells of CSV are taken one by one, as they may be paths
+    with spaces."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix != ".json":
-        return without_local_paths(text)
-    value = json.loads(text)
-    cut = without_local_paths(value)
-    return text if cut == value else json.dumps(cut, indent=2, ensure_ascii=False) + "\n"
+    if path.suffix == ".json":
+        value = json.loads(text)
+        cut = without_local_paths(value)
+        return text if cut == value else json.dumps(cut, indent=2, ensure_ascii=False) + "\n"
+    if path.suffix == ".csv":
+        rows = list(csv.reader(io.StringIO(text, newline="")))
+        cut = without_local_paths(rows)
+        if cut == rows:
+            return text
+        stream = io.StringIO()
+        csv.writer(stream, lineterminator="\n").writerows(cut)
+        return stream.getvalue()
+    return without_local_paths(text)
 
 
 def code_commit() -> str | None:
-    """The commit of this code, with a word if files differ from it; None outside a clone."""
+    """The commit of this code, of the clone that it is part of, with a word if files differ, or that pip installed.
+
+    None if neither is known: a repository around the environment that the package was installed into is none of ours.
+    """
+    here = Path(__file__).resolve()
+    # A hook of git, in whose environment this may run, names another repository.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
+        options = {"cwd": here.parent, "env": environment, "capture_output": True, "text": True, "check": True}
+        return subprocess.run(["git", *words], **options).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", here.name)  # fails where it is not tracked
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + (" with changes that are not committed" if changed else "")
     except (OSError, subprocess.CalledProcessError):
+        pass
+    try:
+        installed = importlib.metadata.distribution("melanoma-fair-xai")
+    except importlib.metadata.PackageNotFoundError:
         return None
+    if here != Path(installed.locate_file("melanoma_fair_xai/base/publication.py")).resolve():
+        return None
+    source = json.loads(installed.read_text("direct_url.json") or "{}")  # PEP 610
+    return source.get("vcs_info", {}).get("commit_id")

@@ -20,13 +20,13 @@ GENERATOR_FILES = (
     "pipeline_lesion.py",
     "conditioner/config.json",
     "conditioner/lesion_conditioner.py",
-    "conditioner/*.safetensors",
+    "conditioner/diffusion_pytorch_model*.safetensors",
     "scheduler/scheduler_config.json",
     "unet/config.json",
-    "unet/*.safetensors",
+    "unet/diffusion_pytorch_model*.safetensors",
 )
 RUN_EXTRAS = (CARD_DATA_NAME, "fairness.csv", "metrics.json", "training_args.json")
-RUN_EXTRAS += ("figures/*", "samples/*", "unet/*.index.json")
+RUN_EXTRAS += ("figures/*", "samples/*", "unet/diffusion_pytorch_model*.index.json")
 
 
 def model_publication(folder: Path) -> Publication:

@@ -222,8 +222,24 @@ def test_names_and_folders_that_are_none_are_refused(run, run_hub, tmp_path, loc
         assert "give USER/NAME" in failure(run_hub("push", run, f"--hub_model_id={name}", "--dry_run"))
     assert "no such folder" in failure(run_hub("push", tmp_path / "nowhere", "--hub_model_id", "tester/x"))
     assert "no card" in failure(run_hub("push", tmp_path, "--hub_model_id", "tester/x"))
-    assert "holds no data/*/*.parquet" in failure(run_hub("push", run, "--hub_dataset_id", "tester/x"))
+    assert "not a prepared data set" in failure(run_hub("push", run, "--hub_dataset_id", "tester/x"))
     assert not {("model", "tester/x"), ("dataset", "tester/x")} & set(local_hub.repositories)
+
+
+def test_of_a_data_set_only_what_was_prepared_is_published(phantoms, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(phantoms, folder)
+    before = list(dataset_publication(folder).files)
+    for name in ("patients.csv", "data/mine/x.parquet", "notes.md", "images/a.jpg", "data/train-of-mine.parquet"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(next(phantoms.glob("data/*/test-*.parquet")), folder / name)
+    assert list(dataset_publication(folder).files) == before
+    assert len(before) == 6 and {"README.md", "skipped.csv", "split_manifest.csv"} < set(before)
+    shard = next(folder.glob("data/*/test-*.parquet"))
+    shard.rename(tmp_path / "elsewhere")
+    shard.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="test-.*: a link, or behind one"):
+        dataset_publication(folder)
 
 
 def test_a_torn_data_set_is_refused(phantoms, tmp_path):
