@@ -78,7 +78,7 @@ def main() -> None:
         print(describe_layers(map_layers(model, info.preprocessing.input_size)))
         return
     set_seed(arguments.seed)
-    with explained_errors("--eval_batch_size"):
+    with explained_errors("--eval_batch_size", "run the same command again"):
         accelerator = create_accelerator()
         options = Options(
             arguments.method,

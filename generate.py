@@ -10,7 +10,6 @@ again to go on after an interruption.
 from __future__ import annotations
 
 import contextlib
-import json
 from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -81,7 +80,7 @@ def main() -> None:
     from melanoma_fair_xai.diffusion.generation import check_conditions, load_pipeline, weights_hash
     from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process
 
-    with explained_errors("--batch_size"):
+    with explained_errors("--batch_size", "run the same command again"):
         accelerator = create_accelerator()
         pipeline = load_pipeline(arguments.model_name_or_path, arguments.revision, arguments.trust_remote_code)
         records = load_data(accelerator, arguments, pipeline.conditioner.names)
@@ -204,13 +203,13 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
 def check_folder(folder: Path, settings: dict[str, Any]) -> None:
     """UserError for a folder that another command has begun, or not generate.py."""
     from melanoma_fair_xai.base.files import PARTIAL_PREFIX
-    from melanoma_fair_xai.diffusion.generation import SETTINGS_NAME
+    from melanoma_fair_xai.diffusion.generation import SETTINGS_NAME, read_settings
     from melanoma_fair_xai.engine.run_folder import LOCK_NAME
 
     # The model may have been moved: its weights are compared by their hash.
     free = {field.name for field in fields(GenerateArguments) if field.metadata["free"]}
     if (folder / SETTINGS_NAME).is_file():
-        earlier = json.loads((folder / SETTINGS_NAME).read_text(encoding="utf-8"))
+        earlier = read_settings(folder)
         for name, value in settings.items():
             if name not in free and earlier.get(name) != value:
                 raise UserError(

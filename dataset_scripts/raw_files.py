@@ -29,11 +29,12 @@ from melanoma_fair_xai.base.processes import available_cores, map_in_order
 Item, Found = TypeVar("Item"), TypeVar("Found")
 
 
-def read_table(reference: str, required: Iterable[str] = ()) -> pd.DataFrame:
+def read_table(reference: str, required: Iterable[str] = (), blank_rows: bool = False) -> pd.DataFrame:
     """A CSV or tab-separated file as strings (empty for missing), with its 1-based file line in column `line`.
 
-    `reference` is a path or `archive.zip::member`. Raises UserError for a file that is missing, is not a table, has a
-    row of the wrong length, or lacks a required column.
+    `reference` is a path or `archive.zip::member`; rows without any value count with `blank_rows` alone. Raises
+    UserError for a file that is missing, empty or not a table, has a row of the wrong length or a column twice, or
+    lacks a required one.
     """
     try:
         text = decode_text(read_bytes(reference))
@@ -46,11 +47,16 @@ def read_table(reference: str, required: Iterable[str] = ()) -> pd.DataFrame:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if "\t" in text.partition("\n")[0] else ",")
     try:
         header = next(reader, [])
-        rows = [[*row, reader.line_num] for row in reader if any(row)]
+        rows = [[*row, reader.line_num] for row in reader if any(row) or (blank_rows and row)]
     except csv.Error as error:
         raise UserError(f"{reference}, line {reader.line_num}: not a CSV table ({error}); download it again") from None
+    if not header:
+        raise UserError(f"{reference}: the file is empty; its first line names the columns")
+    twice = [name for name in header if name and header.count(name) > 1]
+    if twice:
+        raise UserError(f"{reference}: column {twice[0]} stands twice; leave one of them out")
     missing = [name for name in required if name not in header]
-    if missing or not header:
+    if missing:
         raise UserError(f"{reference}: no column {', '.join(missing)}; its columns are {', '.join(header)}")
     for row in rows:
         if len(row) != len(header) + 1:

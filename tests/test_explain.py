@@ -259,7 +259,7 @@ def test_odd_images_by_name(model, tmp_path, monkeypatch, capsys):
         (["--method", "lime"], ["lime", "gradcam", "occlusion"]),
         (["--trap", "rule"], ["--trap", "'rule'", "ruler", "erase_background"]),
         (["--model_name_or_path", "."], ["not an exported classifier"]),
-        (["--model_name_or_path", "resnet18"], ["neither a timm model nor a folder"]),
+        (["--model_name_or_path", "resnet18"], ["resnet18: a net of timm's that has not learned this task"]),
         (["--split", "isic"], ["--split isic", "test, train, validation"]),
         (["--images", "nowhere.jpg"], ["either --images, or --dataset_name"]),
         (["--max_samples", "0"], ["--max_samples 0"]),

@@ -151,6 +151,11 @@ def find_classifier(folder_or_id: str, revision: str | None = None) -> Path:
     Raises UserError, with the nearest timm names, where there is neither.
     """
     folder_or_id = folder_or_id.removeprefix("local-dir:").removeprefix("hf-hub:")
+    if is_timm_name(folder_or_id) and not Path(folder_or_id).is_dir():
+        raise UserError(
+            f"{folder_or_id}: a net of timm's that has not learned this task; give the folder or Hub id of a model that "
+            "train_classifier.py wrote"
+        )
     if "/" not in folder_or_id and not Path(folder_or_id).is_dir():
         known = timm.list_models(pretrained="." in folder_or_id)
         close = difflib.get_close_matches(folder_or_id, known, n=5)
@@ -335,9 +340,10 @@ def _set_image_size(model: nn.Module, image_size: int) -> None:
         with torch.no_grad():  # not every model that needs a multiple of its patch or window says so
             model.eval()(torch.zeros(1, channels, image_size, image_size))
     except (AssertionError, AttributeError, RuntimeError, ValueError):
+        other = "try a multiple of 32, or " if image_size % 32 else ""
         raise UserError(
-            f"--image_size {image_size}: this model cannot take such images; try a multiple of 32, or leave the flag "
-            f"out for its own {own[0]}"
+            f"--image_size {image_size}: this model cannot take such images; {other}leave the flag out for its own "
+            f"{own[0]}"
         ) from None
     model.train()
     model.pretrained_cfg["input_size"] = (channels, image_size, image_size)

@@ -52,7 +52,12 @@ class PixelCache:
 
 def cache_folder() -> Path:
     """$MELANOMA_FAIR_XAI_CACHE, or ~/.cache/melanoma_fair_xai."""
-    return Path(os.environ.get(VARIABLE, Path.home() / ".cache" / "melanoma_fair_xai"))
+    if VARIABLE in os.environ:
+        return Path(os.environ[VARIABLE])
+    try:
+        return Path.home() / ".cache" / "melanoma_fair_xai"
+    except RuntimeError:
+        raise UserError(f"nobody's home folder is known here; name a folder for pixels in {VARIABLE}") from None
 
 
 def decode_once(images: datasets.Dataset, preprocessing: Preprocessing, show_progress: bool = True) -> PixelCache:

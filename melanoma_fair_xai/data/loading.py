@@ -234,6 +234,14 @@ def _load_dataset(name: str, config_name: str | None, data_dir: str | None) -> d
             f"--dataset_name {name}: cannot be loaded ({reason})\n"
             f"give one of {known}, a folder, or the id of a data set on the Hub"
         ) from None
+    except RuntimeError as error:
+        if "scripts are no longer supported" not in str(error):
+            raise
+        found = str(error).rpartition(" ")[2]
+        raise UserError(
+            f"--dataset_name {name}: has a loading script, {found}, and none is run; move it elsewhere if the data are "
+            "there without it"
+        ) from None
 
 
 def _only_image(part: datasets.Dataset, column: str) -> datasets.Dataset:

@@ -31,7 +31,7 @@ from melanoma_fair_xai.diffusion.pipeline_lesion import LesionPipeline
 
 RECORD_KEY = "lesion"  # of the text in a PNG; in a JPEG it is the comment
 METADATA_NAME = "metadata.csv"
-SETTINGS_NAME = "generate_args.json"
+SETTINGS_NAME = "generate_args.json"  # in a folder of generated images
 # Of model_index.json, where the pipeline is one of ours.
 PARTS = {
     "_class_name": ["pipeline_lesion", "LesionPipeline"],
@@ -97,6 +97,17 @@ def weights_hash(pipeline: diffusers.DiffusionPipeline) -> str:
     return digest.hexdigest()
 
 
+def read_settings(folder: Path) -> dict[str, Any]:
+    """How generate.py made a folder, empty if it does not say. UserError for a file that is damaged."""
+    path = folder / SETTINGS_NAME
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path}: not readable as JSON ({error}); generate into another folder") from None
+
+
 def mixed_conditions(values: Mapping[str, Sequence], number: int, seed: int) -> pd.DataFrame:
     """`number` rows, each condition drawn evenly and independently from its values."""
     rng = np.random.default_rng(seed)
@@ -139,9 +150,11 @@ def drawn_conditions(
 def read_conditions(path: str) -> pd.DataFrame:
     """A CSV with one row per image and a column per condition, empty for unknown; numbers for measures.
 
+    A row without any value is an image of which nothing is asked.
+
     UserError that lists every unknown column and every cell that can be no value of its condition.
     """
-    table = read_table(path)
+    table = read_table(path, blank_rows=True)
     lines = table.pop("line")
     problems = [f"column {name}: choose from {', '.join(CONDITIONS)}" for name in table if name not in CONDITIONS]
     read: dict[str, list] = {name: [] for name in table}

@@ -8,7 +8,6 @@ first half, and so is the second: what it scores is the floor, which no generato
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +48,7 @@ def main() -> None:
     arguments = parser.parse_args()
     from melanoma_fair_xai.engine.launch import explained_errors
 
-    with explained_errors("--image_size"):
+    with explained_errors("--image_size", "run the same command again"):
         measure(arguments)
 
 
@@ -99,10 +98,9 @@ def measure(arguments: argparse.Namespace) -> None:
 
 def facts(arguments: argparse.Namespace) -> dict[str, Any]:
     """What was measured, and with what: how the images were generated (null where generate.py did not say)."""
-    from melanoma_fair_xai.diffusion.generation import SETTINGS_NAME
+    from melanoma_fair_xai.diffusion.generation import read_settings
 
-    path = Path(arguments.synthetic_dir, SETTINGS_NAME)
-    made = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    made = read_settings(Path(arguments.synthetic_dir))
     names = ("weights", "scheduler", "num_inference_steps", "guidance_scale", "guidance_interval", "precision")
     return {"feature_model": Path(arguments.feature_model).name, "seed": arguments.seed} | {
         name: made.get(name) for name in names

@@ -144,11 +144,13 @@ def check_finite(value: float | torch.Tensor, step: int, name: str = "loss") -> 
 
 
 @contextlib.contextmanager
-def explained_errors(memory_flags: str = "--train_batch_size") -> Iterator[None]:
+def explained_errors(
+    memory_flags: str = "--train_batch_size", go_on: str = "continue with --resume_from_checkpoint latest"
+) -> Iterator[None]:
     """Turn what a run can die of, without a fault in it, into a UserError with the flags that help.
 
     These are memory that runs out on a device or the host (`memory_flags` name what to lower), a killed loading
-    worker, and another process of the run that died.
+    worker, and another process of the run that died, after which the user should `go_on`.
     """
     try:
         yield
@@ -165,8 +167,7 @@ def explained_errors(memory_flags: str = "--train_batch_size") -> Iterator[None]
             ) from None
         if isinstance(error, torch.distributed.DistError) or "gloo" in text or "Connection closed by peer" in text:
             raise UserError(
-                f"another process of this run died or hangs ({said});\n"
-                "see its message, then continue with --resume_from_checkpoint latest"
+                f"another process of this run died or hangs ({said});\nsee its message, then {go_on}"
             ) from None
         raise
 

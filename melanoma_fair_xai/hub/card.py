@@ -32,9 +32,7 @@ TAGS = ["medical", "dermatology", "melanoma"]
 def need(folder: Path, name: str) -> Path:
     """The path of a part of the card. UserError that names it if the folder lacks it."""
     if not (folder / name).is_file():
-        raise UserError(
-            f"{folder}: no {name}, so no card can be written; finish the run (--resume_from_checkpoint latest)"
-        )
+        raise UserError(f"{folder}: no {name}, so no card can be written; finish the run that writes it")
     return folder / name
 
 

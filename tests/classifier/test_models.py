@@ -93,8 +93,15 @@ def test_dropout_stands_before_the_last_layer():
 
 @pytest.mark.parametrize("name", ["mixer_s32_224", "maxvit_rmlp_pico_rw_256"])
 def test_image_size_that_the_model_cannot_take(name):
-    with pytest.raises(UserError, match="--image_size 72"):
+    with pytest.raises(
+        UserError, match="--image_size 72: .*; try a multiple of 32, or leave the flag out for its own"
+    ):
         create_classifier(name, LABELS, pretrained=False, image_size=72)
+
+
+def test_a_size_that_is_such_a_multiple_already_is_not_advised_again():
+    with pytest.raises(UserError, match="cannot take such images; leave the flag out for its own 256"):
+        create_classifier("maxvit_rmlp_pico_rw_256", LABELS, pretrained=False, image_size=96)
 
 
 def test_mean_and_std_replace_the_names_own():

@@ -209,3 +209,15 @@ def test_pixel_transform_keeps_the_whole_image():
     pixels = pixel_transform(PREPROCESSING)(image)
     assert pixels.dtype == torch.uint8 and pixels.shape == (3, 32, 32)
     assert pixels[:, :, 0].max() < 30 and pixels[:, :, -1].min() > 230
+
+
+def test_the_cache_needs_no_home_where_its_folder_is_named(monkeypatch, tmp_path):
+    def home() -> None:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(cache_module.Path, "home", home)
+    monkeypatch.setenv("MELANOMA_FAIR_XAI_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.delenv("MELANOMA_FAIR_XAI_CACHE")
+    with pytest.raises(UserError, match="name a folder for pixels in MELANOMA_FAIR_XAI_CACHE"):
+        cache_folder()

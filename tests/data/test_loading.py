@@ -211,3 +211,11 @@ def test_problems_are_set_aside_listed_and_limited(tmp_path):
     assert isinstance(records.images, datasets.Dataset)
     with pytest.raises(UserError, match="3 of 40 images cannot be used"):
         records.without(dict.fromkeys(range(3), "torn"), 0.05)
+
+
+def test_a_folder_with_a_loading_script_is_said(tmp_path):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "own.py").write_text("raise SystemExit('run')")
+    (tmp_path / "own" / "data.csv").write_text("a\n1\n")
+    with pytest.raises(UserError, match=r"own: has a loading script, own\.py, and none is run"):
+        load_records(str(tmp_path / "own"))

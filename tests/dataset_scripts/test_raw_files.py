@@ -183,3 +183,24 @@ def test_content_hash_changes_with_a_files_content_and_name_alone(tmp_path):
     assert hashes()[1] != changed[1]
     (tmp_path / "dangling").symlink_to(tmp_path / "nowhere")
     raw_files.content_hash(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "t.csv: the file is empty"),
+        ("\n", "t.csv: the file is empty"),
+        ("a,b,a\n1,2,3\n", "t.csv: column a stands twice"),
+        ("a,b\n1,2,3\n", "line 2: 3 columns instead of 2"),
+    ],
+)
+def test_read_table_says_what_is_wrong_with_a_table(tmp_path, text, words):
+    (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UserError, match=words):
+        raw_files.read_table(str(tmp_path / "t.csv"))
+
+
+def test_rows_without_a_value_count_where_they_are_asked_for(tmp_path):
+    (tmp_path / "t.csv").write_text("a,b,,\n1,2,,\n,,,\n\n3,4,,\n")  # nameless columns, as spreadsheets leave them
+    assert raw_files.read_table(str(tmp_path / "t.csv"))["line"].tolist() == [2, 5]
+    assert raw_files.read_table(str(tmp_path / "t.csv"), blank_rows=True)["line"].tolist() == [2, 3, 5]

@@ -21,6 +21,7 @@ from melanoma_fair_xai.diffusion.generation import (
     mixed_conditions,
     plain_value,
     read_conditions,
+    read_settings,
     weights_hash,
 )
 from melanoma_fair_xai.diffusion.pipeline_lesion import LesionPipeline
@@ -194,3 +195,18 @@ def test_a_pipe_in_a_models_folder_is_not_waited_for(pipeline, tmp_path, part):
     os.mkfifo(tmp_path / part)
     with pytest.raises(UserError, match=f"{part}: not a regular file"):
         load_pipeline(str(tmp_path))
+
+
+def test_a_row_without_values_is_an_image_of_which_nothing_is_asked(tmp_path):
+    (tmp_path / "conditions.csv").write_text("diagnosis,sex,age\nmel,female,50\n,,\n,male,\n")
+    table = read_conditions(str(tmp_path / "conditions.csv"))
+    assert len(table) == 3 and [plain_value(value) for value in table.iloc[1]] == [None] * 3
+    assert [plain_value(value) for value in table.iloc[2]] == [None, "male", None]
+
+
+@pytest.mark.parametrize("text", ['{"seed": 1', "", "[1]", "null", "\x00"])
+def test_settings_that_are_torn_are_said(tmp_path, text):
+    assert read_settings(tmp_path) == {}
+    (tmp_path / "generate_args.json").write_text(text)
+    with pytest.raises(UserError, match="generate_args.json: not readable as JSON"):
+        read_settings(tmp_path)
