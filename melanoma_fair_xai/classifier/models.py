@@ -153,8 +153,8 @@ def find_classifier(folder_or_id: str, revision: str | None = None) -> Path:
     folder_or_id = folder_or_id.removeprefix("local-dir:").removeprefix("hf-hub:")
     if is_timm_name(folder_or_id) and not Path(folder_or_id).is_dir():
         raise UserError(
-            f"{folder_or_id}: a net of timm's that has not learned this task; give the folder or Hub id of a model that "
-            "train_classifier.py wrote"
+            f"{folder_or_id}: a net of timm's that has not learned this task; give the folder or Hub id of a model "
+            "that train_classifier.py wrote"
         )
     if "/" not in folder_or_id and not Path(folder_or_id).is_dir():
         known = timm.list_models(pretrained="." in folder_or_id)

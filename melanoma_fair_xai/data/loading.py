@@ -239,8 +239,8 @@ def _load_dataset(name: str, config_name: str | None, data_dir: str | None) -> d
             raise
         found = str(error).rpartition(" ")[2]
         raise UserError(
-            f"--dataset_name {name}: has a loading script, {found}, and none is run; move it elsewhere if the data are "
-            "there without it"
+            f"--dataset_name {name}: has a loading script, {found}, and none is run; move it elsewhere if the data "
+            "are there without it"
         ) from None
 
 

@@ -100,8 +100,8 @@ def test_image_size_that_the_model_cannot_take(name):
 
 
 def test_a_size_that_is_such_a_multiple_already_is_not_advised_again():
-    with pytest.raises(UserError, match="cannot take such images; leave the flag out for its own 256"):
-        create_classifier("maxvit_rmlp_pico_rw_256", LABELS, pretrained=False, image_size=96)
+    with pytest.raises(UserError, match="cannot take such images; leave the flag out for its own 224"):
+        create_classifier("mixer_s32_224", LABELS, pretrained=False, image_size=64)
 
 
 def test_mean_and_std_replace_the_names_own():

@@ -47,7 +47,7 @@ def test_read_table_from_a_zip(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "no column b"),
+        (b"", "t.csv: the file is empty"),
         (b"a,b\n1,2\n1,2,3\n", "line 3: 3 columns instead of 2"),
         (b'a,b\n"1\n",2\n1\n', "line 4: 1 columns instead of 2"),
         (b"a,b\n\xff\xfe,2\n", "not a CSV table"),
