@@ -77,7 +77,7 @@ def decode_once(images: datasets.Dataset, preprocessing: Preprocessing, show_pro
             if cache is None:
                 for left in path.parent.glob(f"{PARTIAL_PREFIX}*-{path.stem}.*"):  # by a process that was killed
                     left.unlink()
-                _write(path, images, preprocessing, show_progress)
+                _write(path, images, preprocessing, content, show_progress)
                 cache = _read(path, content)
     if cache is None:
         raise UserError(f"{path}: not what was written there; look at the disk, or name another folder in {VARIABLE}")
@@ -119,22 +119,25 @@ def _read(path: Path, content: str) -> PixelCache | None:
         return None
 
 
-def _write(path: Path, images: datasets.Dataset, preprocessing: Preprocessing, show_progress: bool) -> None:
+def _write(
+    path: Path, images: datasets.Dataset, preprocessing: Preprocessing, content: str, show_progress: bool
+) -> None:
     _, height, width = preprocessing.input_size
     transform = pixel_transform(preprocessing)
     problems: dict[int, str] = {}
+    decoded = xxhash.xxh3_128()
 
-    def decode(item: dict) -> np.ndarray | str:
+    def decode(item: dict) -> tuple[bytes, np.ndarray | str]:
         try:
             # A path alone stands where the data set keeps its images in a folder.
-            content = item["bytes"] if item["bytes"] is not None else read_file(item["path"])
+            read = item["bytes"] if item["bytes"] is not None else read_file(item["path"])
         except OSError as error:
-            return f"cannot be read ({error.strerror})"
+            return b"", f"cannot be read ({error.strerror})"
         try:
-            image = open_rgb(content)
+            image = open_rgb(read)
         except Exception as error:  # whatever a decoder raises on a damaged file
-            return image_content_problem(content) or f"cannot be converted to RGB ({error})"
-        return transform(image).permute(1, 2, 0).numpy()
+            return read, image_content_problem(read) or f"cannot be converted to RGB ({error})"
+        return read, transform(image).permute(1, 2, 0).numpy()
 
     # Written with write(), not through a memory map: a full disk then raises an error instead of killing the process.
     with (
@@ -147,7 +150,8 @@ def _write(path: Path, images: datasets.Dataset, preprocessing: Preprocessing, s
         np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
         row = 0
         for batch in images.iter(CHUNK):
-            for result in pool.map(decode, batch["image"]):
+            for read, result in pool.map(decode, batch["image"]):
+                decoded.update(read + b"\n")
                 if isinstance(result, str):
                     problems[row] = result
                     result = np.zeros(shape[1:], dtype=np.uint8)
@@ -155,6 +159,8 @@ def _write(path: Path, images: datasets.Dataset, preprocessing: Preprocessing, s
                 row += 1
             bar.update(len(batch["image"]))
         file.flush()
+        if decoded.hexdigest() != content:
+            raise UserError("images changed while they were being read; run the command again")
         write_json(path.with_suffix(".json"), {"digest": file_digest(partial, algorithm=HASH), "problems": problems})
 
 

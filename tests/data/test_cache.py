@@ -3,6 +3,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import signal
 from dataclasses import replace
 
 import datasets
@@ -108,7 +109,8 @@ def test_a_disk_that_keeps_something_else_is_named(monkeypatch):
         decode_once(data, PREPROCESSING, show_progress=False)
 
 
-def test_what_a_killed_process_left_is_removed_and_that_of_others_is_not():
+def test_what_a_killed_process_left_is_removed_and_that_of_others_is_not(tmp_path, monkeypatch):
+    monkeypatch.setenv("MELANOMA_FAIR_XAI_CACHE", str(tmp_path))
     data = as_dataset([jpeg(seed) for seed in range(44, 46)])
     path = decode_once(data, PREPROCESSING, show_progress=False).path
     path.unlink()
@@ -164,6 +166,40 @@ def test_a_replaced_image_of_equal_path_size_and_time_gives_its_own_pixels(tmp_p
         read.append(decode_once(data, PREPROCESSING, show_progress=False))
         assert np.array_equal(read[-1].pixels[0], pixel_transform(PREPROCESSING)(open_rgb(content)).permute(1, 2, 0))
     assert len(contents[0]) == len(contents[1]) and read[0].content != read[1].content
+
+
+def test_an_image_that_changes_while_it_is_read_leaves_no_cache(tmp_path, monkeypatch):
+    path = tmp_path / "a.bmp"
+    path.write_bytes(bitmap(10))
+    rows = [{"image": {"bytes": None, "path": str(path)}}]
+    data = datasets.Dataset.from_list(rows, features=datasets.Features({"image": datasets.Image(decode=False)}))
+    digest = cache_module.content_digest
+    monkeypatch.setattr(
+        cache_module, "content_digest", lambda images: (digest(images), path.write_bytes(bitmap(11)))[0]
+    )
+    monkeypatch.setenv("MELANOMA_FAIR_XAI_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UserError, match="images changed while they were being read"):
+        decode_once(data, PREPROCESSING, show_progress=False)
+    assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
+
+
+def die_while_writing(contents: list[bytes]) -> None:
+    """In a process of its own."""
+    torch.set_num_threads(1)
+    cache_module.write_json = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+    decode_once(as_dataset(contents), PREPROCESSING, show_progress=False)
+
+
+def test_a_process_that_is_killed_while_it_makes_a_cache_stands_in_nobodys_way(tmp_path, monkeypatch):
+    monkeypatch.setenv("MELANOMA_FAIR_XAI_CACHE", str(tmp_path))
+    contents = [jpeg(seed) for seed in range(90, 94)]
+    killed = multiprocessing.get_context("fork").Process(target=die_while_writing, args=(contents,))
+    killed.start()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL and len(list(tmp_path.glob(".partial-*.npy"))) == 1
+    cache = decode_once(as_dataset(contents), PREPROCESSING, show_progress=False)
+    expected = [pixel_transform(PREPROCESSING)(open_rgb(content)).permute(1, 2, 0).numpy() for content in contents]
+    assert np.array_equal(cache.pixels, expected) and not list(tmp_path.glob(".partial-*"))
 
 
 def test_a_cache_is_handed_to_another_process_as_its_path():
