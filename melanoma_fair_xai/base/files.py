@@ -20,6 +20,7 @@ import xxhash
 from .errors import UserError
 
 PARTIAL_PREFIX = ".partial-"
+PARTIAL_FILES = f"{PARTIAL_PREFIX}{'[0-9a-f]' * 8}-*"  # what `atomic_path` leaves behind in a process that is killed
 MAX_FILE_BYTES = 256 << 20  # of a photograph or a table: more is an accident, or meant to fill the memory
 WEIGHTS_DIGESTS = "_sha256"  # in a model's config: the SHA-256 of each file of weights, by its path from there
 PATIENCE = 3  # seconds that a process waits for another one before it says so

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import accelerate
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.base.files import PARTIAL_PREFIX, made_folder
+from melanoma_fair_xai.base.files import PARTIAL_FILES, PARTIAL_PREFIX, made_folder
 
 from .arguments import ARGUMENTS_NAME
 from .launch import on_main_process
@@ -89,8 +89,9 @@ def open_run_folder(
                 reason = f"cannot be written to ({error.strerror})"
                 raise UserError(f"--output_dir {folder}: {reason}; choose another") from None
             _check_owner(folder, resume, overwrite)
-            for pattern in WRITTEN_BY_A_RUN if overwrite and not resume else [f"{PARTIAL_PREFIX}*"]:
-                for path in folder.glob(pattern):
+            half_written = [f"{PARTIAL_PREFIX}*", f"**/{PARTIAL_FILES}"]
+            for pattern in WRITTEN_BY_A_RUN if overwrite and not resume else half_written:
+                for path in list(folder.glob(pattern)):
                     remove(path)
 
         on_main_process(accelerator, prepare)

@@ -1,8 +1,10 @@
 import os
+import shutil
 
 import pytest
 
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.engine.run_folder import LOCK_NAME, open_run_folder
 
 
@@ -86,8 +88,14 @@ def test_overwriting_removes_what_a_run_wrote_and_nothing_else(accelerator, tmp_
     for name in ("checkpoint-4", "predictions", ".partial-checkpoint-8"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "file").touch()
+    with pytest.raises(RuntimeError), atomic_path(tmp_path / "predictions" / "test.parquet") as partial:
+        partial.touch()
+        shutil.copy(partial, tmp_path / "predictions" / partial.name.replace("test", "killed"))
+        raise RuntimeError
+    (tmp_path / "predictions" / ".partial-thesis").touch()
     with open_run_folder(accelerator, tmp_path, resume=True):
         assert "checkpoint-4" in names(tmp_path) and ".partial-checkpoint-8" not in names(tmp_path)
+        assert names(tmp_path / "predictions") == [".partial-thesis", "file"]
     with open_run_folder(accelerator, tmp_path, overwrite=True):
         assert names(tmp_path) == ["notes.txt"]
 
