@@ -24,6 +24,7 @@ from melanoma_fair_xai.classifier.task import load_target, make_task
 from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME
 from melanoma_fair_xai.engine.launch import create_accelerator
 from melanoma_fair_xai.fairness import compare, read_predictions
+from melanoma_fair_xai.fairness.predictions import Validation
 from melanoma_fair_xai.hub.card import read_json
 
 SPLITS, BATCH_SIZE = ("validation", "test"), 64
@@ -51,13 +52,18 @@ def main() -> None:
     arguments = parser.parse_args()
     run, folder = Path(arguments.run), Path(arguments.output_dir)
     tables = {split: {"baseline": read_predictions(run / "predictions" / f"{split}.parquet")} for split in SPLITS}
-    size = load_classifier(run)[1].preprocessing.input_size[-1]
+    info = load_classifier(run)[1]
+    size = info.preprocessing.input_size[-1]
     larger = int(size * LARGER)
     for name, side, views in ((f"tested at {larger} px", larger, False), ("eight views", size, True)):
         for split, table in scored_again(run, side, views).items():
             tables[split][name] = table
+    chosen = {name: Validation(table, info.threshold_rule) for name, table in tables["validation"].items()}
     for split in SPLITS:
-        comparison = compare(tables[split], arguments.group_by, show_progress=True)
+        # On validation itself the thresholds are those that were chosen on these images.
+        comparison = compare(
+            tables[split], arguments.group_by, show_progress=True, validation=chosen if split == "test" else None
+        )
         comparison.write(folder / split)
         print(f"{split}\n\n{comparison.to_markdown()}")
 

@@ -2,8 +2,8 @@
 
     python -m benchmarks.mitigation --output_dir runs/mitigation
 
-For every seed, phantoms are drawn, split and learned anew; the test predictions of all seeds are then compared
-together, lesions of different seeds being different lesions and AUC counting pairs within a seed.
+For every seed, phantoms are drawn, split and learned anew. Differences are means over the seeds, whose spread is that
+of other phantoms and other trainings; lesions of different seeds are different lesions.
 """
 
 import argparse
@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import get_args
 
 import accelerate
+import numpy as np
 import pandas as pd
 from accelerate.utils import set_seed
+from scipy import stats
 from tqdm.auto import tqdm
 
 from dataset_scripts.phantom import Phantom
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.base.files import atomic_path
+from melanoma_fair_xai.base.tables import markdown_table, number
 from melanoma_fair_xai.classifier.arguments import MitigationName, TaskArguments, TrainingArguments
-from melanoma_fair_xai.classifier.evaluation import operating_point, predict, results_table, score
+from melanoma_fair_xai.classifier.evaluation import operating_point, predict, score
 from melanoma_fair_xai.classifier.export import fold_calibration
 from melanoma_fair_xai.classifier.learner import ClassifierLearner
 from melanoma_fair_xai.classifier.models import create_classifier
@@ -31,9 +34,11 @@ from melanoma_fair_xai.engine.checkpoints import forget_training
 from melanoma_fair_xai.engine.launch import create_accelerator
 from melanoma_fair_xai.engine.training import Training
 from melanoma_fair_xai.fairness import compare, evaluate_predictions
+from melanoma_fair_xai.fairness.metrics import METRICS
+from melanoma_fair_xai.fairness.predictions import Validation
 
 MODEL, IMAGE_SIZE = "resnet10t", 32
-GROUPS = ["fitzpatrick_group"]
+GROUPS, SPLITS = ["fitzpatrick_group"], ("validation", "test")
 
 
 def main() -> None:
@@ -48,30 +53,47 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     accelerator = create_accelerator(cpu=True, mixed_precision="no")
     runs = [("no tone bias", 0.0, "none"), *((name, arguments.tone_bias, name) for name in get_args(MitigationName))]
-    tables: dict[str, list[pd.DataFrame]] = {name: [] for name, _, _ in runs}
+    tables: dict[str, dict[str, list[pd.DataFrame]]] = {split: {name: [] for name, *_ in runs} for split in SPLITS}
     with tqdm(total=arguments.seeds * len(runs), desc="trainings", unit="run") as bar:
         for seed in range(arguments.seeds):
             for name, bias, mitigation in runs:
                 data = draw(folder / f"phantoms-{bias:g}-{seed}", arguments.num_images, bias, seed)
-                table = train_and_score(accelerator, data, mitigation, seed, arguments.epochs)
-                tables[name].append(table.assign(fold=seed))
+                for split, table in train_and_score(accelerator, data, mitigation, seed, arguments.epochs).items():
+                    own = {column: f"{seed}-" + table[column].astype(str) for column in ("image_id", "lesion_id")}
+                    tables[split][name].append(table.assign(**own, seed=seed))
                 bar.update()
-    predictions = {name: pd.concat(parts, ignore_index=True) for name, parts in tables.items()}
+    validation, predictions = (
+        {name: pd.concat(parts, ignore_index=True) for name, parts in tables[split].items()} for split in SPLITS
+    )
     for name, table in predictions.items():
         with atomic_path(folder / f"{name.replace(' ', '_')}.parquet") as path:
             table.to_parquet(path, index=False)
     for name in ("no tone bias", "none"):
-        report = evaluate_predictions(predictions[name], GROUPS)
-        print(f"\n{name}:\n{results_table(report, report.primary)}")
-        for contrast in report.contrasts:
-            if contrast.p == contrast.p:
-                print(
-                    f"{contrast.group} - {contrast.reference}, {contrast.metric}: {contrast.value:.3f} "
-                    f"[{contrast.low:.3f}, {contrast.high:.3f}], p (Holm) {contrast.p_holm:.4f}"
-                )
-    comparison = compare({name: table for name, table in predictions.items() if name != "no tone bias"}, GROUPS)
+        print(f"\n{name}:\n{over_seeds(predictions[name])}")
+    rule = TrainingArguments().threshold_rule
+    mitigated = {name: table for name, table in predictions.items() if name != "no tone bias"}
+    chosen = {name: Validation(validation[name], rule) for name in mitigated}
+    comparison = compare(mitigated, GROUPS, validation=chosen)
     comparison.write(folder)
     print(comparison.to_markdown())
+
+
+def over_seeds(table: pd.DataFrame) -> str:
+    """Values by group, and gaps to the reference, as means over the seeds with Student's 95 % intervals."""
+    metrics = ("roc_auc", "sensitivity", "specificity")
+    found: dict[tuple[str, str], list[float]] = {}
+    for _, part in table.groupby("seed"):
+        report = evaluate_predictions(part, GROUPS, metrics=metrics, n_resamples=0)
+        for row in report.by_group:
+            found.setdefault((row.group, METRICS[row.metric].title), []).append(row.value)
+        for row in report.contrasts:
+            found.setdefault((f"{row.group} − {row.reference}", METRICS[row.metric].title), []).append(row.value)
+    rows = []
+    for (group, title), values in found.items():
+        half = stats.t.ppf(0.975, len(values) - 1) * stats.sem(values)
+        mean = float(np.mean(values))
+        rows.append([group, title, f"{number(mean)} [{number(mean - half)}, {number(mean + half)}]"])
+    return markdown_table(["group", "metric", "mean over seeds"], rows)
 
 
 def draw(folder: Path, num_images: int, tone_bias: float, seed: int) -> TaskArguments:
@@ -85,8 +107,8 @@ def draw(folder: Path, num_images: int, tone_bias: float, seed: int) -> TaskArgu
 
 def train_and_score(
     accelerator: accelerate.Accelerator, data: TaskArguments, mitigation: str, seed: int, epochs: int
-) -> pd.DataFrame:
-    """Test predictions of a network trained with a mitigation, calibrated and thresholded on validation."""
+) -> dict[str, pd.DataFrame]:
+    """Predictions of a network trained with a mitigation, calibrated and thresholded on validation, by split."""
     set_seed(seed)
     options = replace(TrainingArguments(), seed=seed, num_train_epochs=epochs, mitigation=mitigation)
     records, target, labels = load_target(accelerator, data)
@@ -99,9 +121,9 @@ def train_and_score(
         task, predict(accelerator, network, task, "validation", options.eval_batch_size), options.threshold_rule, {}
     )
     fold_calibration(network, info.calibration)
-    table = score(accelerator, network, info, task, "test", options.eval_batch_size)
+    tables = {split: score(accelerator, network, info, task, split, options.eval_batch_size) for split in SPLITS}
     forget_training(accelerator)
-    return table
+    return tables
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
         --dataset_name ham10000 --data_dir RAW --model_name_or_path resnet18 --no_pretrained --image_size 64
 
 Every arm trains with every seed for the same number of optimiser steps, and its test predictions are compared with
-those of real images alone, paired by lesion, overall and by group. A run that is finished is not trained again: the
+those of real images alone, paired by lesion, overall and by group: images count once, and the intervals are for
+another training and another choice of the threshold, too. A run that is finished is not trained again: the
 same command goes on after an interruption. Flags that are not listed by --help go to train_classifier.py as they are.
 """
 
@@ -20,6 +21,7 @@ from tqdm.auto import tqdm
 
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.fairness import compare, read_predictions
+from melanoma_fair_xai.fairness.predictions import Validation, read_validation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -53,14 +55,14 @@ def main() -> None:
                     steps = ["--max_train_steps", str(arguments.max_train_steps)]
                     train([*training_flags, *flags, *steps], run, seed)
                 bar.update()
-    tables = {
-        name: pd.concat(
-            [read_predictions(folder / f"{name}-{seed}").assign(fold=seed) for seed in range(arguments.seeds)],
-            ignore_index=True,
-        )
-        for name in choices
-    }
-    comparison = compare(tables, arguments.group_by, show_progress=True)
+    tables, validation = {}, {}
+    for name in choices:
+        runs = {seed: folder / f"{name}-{seed}" for seed in range(arguments.seeds)}
+        tables[name] = pd.concat([read_predictions(run).assign(seed=seed) for seed, run in runs.items()])
+        known = {seed: read_validation(run) for seed, run in runs.items()}
+        scored = pd.concat([one.table.assign(seed=seed) for seed, one in known.items()])
+        validation[name] = Validation(scored, known[0].rule)
+    comparison = compare(tables, arguments.group_by, validation=validation, show_progress=True)
     comparison.write(folder)
     print(comparison.to_markdown())
     print(f"report: {folder / 'comparison.md'}")

@@ -30,6 +30,7 @@ from .sample import Sample
 from .seeds import pool
 from .thresholds import ChosenThresholds, ThresholdChooser
 
+ROUNDED = 0.01  # the share of validation images that a threshold chosen before their scores were rounded may move
 COMPARED = ChainMap(AT_FIXED, METRICS)  # those of all reports come first
 
 
@@ -253,7 +254,7 @@ def _chosen(
         chooser = ThresholdChooser(scores, labels, validation.rule)
         again = chooser.choose(np.ones((len(part), 1)))[0]
         used = (table if fold is None else table[table["fold"] == fold])["threshold"].iloc[0]
-        if ((scores >= again) != (scores >= used)).any():
+        if ((scores >= again) != (scores >= used)).mean() > ROUNDED:
             raise UserError(
                 f"{name}: {validation.rule} gives the threshold {again:.4g} on its validation images, where its "
                 f"predictions have {used:.4g}; compare without validation"
@@ -347,6 +348,8 @@ def _with_difference(
     """The row of the pairs, baseline and model, that the trainings give."""
     difference = pool([subtract(model, baseline) for baseline, model in pairs], lesions)
     low, high = difference.interval()
+    if COMPARED[row.metric].bounded:
+        low, high = max(low, -1.0), min(high, 1.0)
     return replace(
         row,
         baseline_value=float(np.mean([baseline.value for baseline, _ in pairs])),

@@ -152,12 +152,40 @@ def plot_curves(
 
 
 def roc_curve(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
-    """False and true positive rates at every score, those of folds pooled by decreasing score; both from 0 to 1."""
+    """False and true positive rates, both from 0 to 1, of a curve whose area is the ROC AUC.
+
+    Scores are compared within folds only: the curves of folds are averaged at every false positive rate, weighted by
+    their pairs of a melanoma and a benign image.
+    """
+    folds, curves, pairs = sample.keys // sample.fold_width, [], []
+    for fold in np.unique(folds):
+        part = sample.select(folds == fold)
+        if 0 < part.labels.sum() < len(part):
+            curves.append(_curve(part))
+            pairs.append(part.labels.sum() * (~part.labels).sum())
+    if len(curves) == 1:
+        return curves[0]
+    # Steps have two heights, before and after, at one false positive rate.
+    false = np.repeat(np.unique(np.concatenate([false for false, _ in curves])), 2)
+    true = np.average([_heights(*curve, false[::2]) for curve in curves], axis=0, weights=pairs)
+    return np.append(0, false), np.append(0, true)
+
+
+def _curve(sample: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Rates at every score, by decreasing score."""
     order = np.argsort(-sample.scores, kind="stable")
     labels, scores = sample.labels[order], sample.scores[order]
     last = np.append(np.flatnonzero(np.diff(scores)), len(scores) - 1)
     true, false = np.cumsum(labels)[last], np.cumsum(~labels)[last]
     return np.append(0, false / false[-1]), np.append(0, true / true[-1])
+
+
+def _heights(false: np.ndarray, true: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """The lowest and the highest true positive rate of a curve at each of some false positive rates, (2k,)."""
+    first, last = np.searchsorted(false, at, "left"), np.searchsorted(false, at, "right") - 1
+    between = np.interp(at, false, true)
+    known = false[np.minimum(first, len(false) - 1)] == at
+    return np.stack([np.where(known, true[first], between), np.where(known, true[last], between)], axis=1).ravel()
 
 
 def reliability(sample: Sample, alpha: float = 0.05) -> tuple[np.ndarray, ...]:

@@ -27,8 +27,9 @@ class Metric:
         at_threshold: it is of decisions.
         with_prevalence: it depends on the prevalence, so that groups are not ranked by it.
         bounded: it lies in [0, 1], and its bootstrap's interval is made on the logit scale.
-        counted: the images (bool) whose lesions a bootstrapped value of exactly 0 or 1 is a share of, as that does not
-            vary from draw to draw.
+        counted: the images (bool) whose lesions the value is a share of, such as those that are called melanoma: there
+            must be `minimum` of them, and a bootstrapped value of exactly 0 or 1, which does not vary from draw to
+            draw, is judged by them.
         classes: the labels of which `minimum` lesions are needed.
         minimum: the number of lesions below which it is not estimable; Kish's effective number may be half of that.
         tested: its contrasts between primary groups belong to the family that Holm's procedure adjusts.
@@ -121,13 +122,16 @@ def applicable(sample: Sample, metrics: Mapping[str, Metric] = METRICS) -> list[
 
 
 def estimable(sample: Sample, metrics: Mapping[str, Metric] = METRICS) -> list[str]:
-    """The applicable metrics for which enough lesions carry each class that they need."""
+    """The applicable metrics for which enough lesions carry each class, and each call, that they need."""
     lesions = np.minimum(count_lesions(sample), 2 * np.array(effective_lesions(sample)))
-    return [
-        name
-        for name in applicable(sample, metrics)
-        if lesions[list(metrics[name].classes)].min() >= metrics[name].minimum
-    ]
+
+    def enough(metric: Metric) -> bool:
+        carried = lesions[list(metric.classes)].min()
+        if metric.at_threshold and not metric.closed_form:
+            carried = min(carried, len(np.unique(sample.lesions[metric.counted(sample)])))
+        return carried >= metric.minimum
+
+    return [name for name in applicable(sample, metrics) if enough(metrics[name])]
 
 
 def point_values(sample: Sample, names: Iterable[str]) -> dict[str, float]:

@@ -172,8 +172,9 @@ class Recalibration:
     """Logistic recalibration: label ~ intercept + slope * logit(score).
 
     The slope is of that fit, and the intercept of the fit with slope 1 (calibration in the large); 0 and 1 are ideal.
-    Both are NaN where the fit does not settle, as on classes that separate. Van Calster et al., "Calibration: the
-    Achilles heel of predictive analytics", BMC Medicine 17 (2019).
+    Both are NaN where the fit does not settle, as on classes that separate. Replicates take the means of cells for the
+    logits in them, shifted by as much as that is off for the whole sample, whose own fit is exact. Van Calster et al.,
+    "Calibration: the Achilles heel of predictive analytics", BMC Medicine 17 (2019).
     """
 
     def __init__(self, sample: Sample, place: np.ndarray, count: int):
@@ -189,8 +190,11 @@ class Recalibration:
         labels = sample.labels
         self.melanomas = sparse.csr_matrix((np.ones(labels.sum()), (cell[labels], place[labels])), shape)
         ones = np.ones((count, 1))
-        self.start = [np.zeros(1), np.zeros(2)]
-        self.start = [self._fit(ones, scaled, 60)[:, 0] for scaled in (False, True)]
+        self.start, self.shift = [np.zeros(1), np.zeros(2)], [np.zeros((1, 1)), np.zeros((2, 1))]
+        whole = x[:, None], np.ones((len(x), 1)), labels[:, None].astype(float)
+        for scaled in (False, True):
+            exact, binned = self._newton(*whole, scaled, 60), self._fit(ones, scaled, 60)
+            self.start[scaled], self.shift[scaled] = binned[:, 0], exact - binned
 
     def intercept(self, weights: np.ndarray) -> np.ndarray:
         return self._fit(weights, False, NEWTON_STEPS)[0]
@@ -199,11 +203,17 @@ class Recalibration:
         return self._fit(weights, True, NEWTON_STEPS)[1] / self.scale
 
     def _fit(self, weights: np.ndarray, scaled: bool, steps: int) -> np.ndarray:
-        """Newton's method on all replicates, from the fit to the whole sample; (1 or 2, replicates)."""
-        images, melanomas = self.images @ weights, self.melanomas @ weights
-        x = (self.x - self.centre) / self.scale if scaled else self.x
+        """Of the cells, on all replicates; (1 or 2, replicates)."""
+        fit = self._newton(self.x, self.images @ weights, self.melanomas @ weights, scaled, steps)
+        return fit + self.shift[scaled]
+
+    def _newton(
+        self, x: np.ndarray, images: np.ndarray, melanomas: np.ndarray, scaled: bool, steps: int
+    ) -> np.ndarray:
+        """Newton's method from the fit to the whole sample: logits (k, 1), counts (k, replicates)."""
+        x = (x - self.centre) / self.scale if scaled else x
         powers = np.stack([np.ones(len(x)), x[:, 0], x[:, 0] ** 2])
-        parameters = np.repeat(self.start[scaled][:, None], weights.shape[1], axis=1)
+        parameters = np.repeat(self.start[scaled][:, None], images.shape[1], axis=1)
         with np.errstate(all="ignore"):
             for _ in range(steps):
                 p = expit(parameters[0] + parameters[1] * x) if scaled else expit(parameters[0] + x)

@@ -12,6 +12,7 @@ import pytest
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.fairness import compare, evaluate_predictions, read_predictions
 from melanoma_fair_xai.fairness.__main__ import compare_runs, evaluate_runs
+from melanoma_fair_xai.fairness.estimates import roc_auc
 from melanoma_fair_xai.fairness.figures import reliability, roc_curve
 from melanoma_fair_xai.fairness.predictions import save_predictions
 from melanoma_fair_xai.fairness.sample import make_sample
@@ -223,6 +224,14 @@ def test_curves_agree_with_scikit_learn_and_a_loop():
     sample = make_sample(table["label"], table["score"].round(2), table["lesion_id"])
     false, true = roc_curve(sample)
     assert np.trapezoid(true, false) == pytest.approx(metrics.roc_auc_score(table["label"], table["score"].round(2)))
+    # The scores of a fold may be of another scale, which the AUC does not compare with others: nor does the curve.
+    fold = np.arange(len(table)) % 3
+    scores = table["score"].round(2) / (1 + fold)
+    folds = make_sample(table["label"], scores, table["lesion_id"], fold)
+    false, true = roc_curve(folds)
+    assert (np.diff(false) >= 0).all() and (np.diff(true) >= -1e-12).all() and (false[-1], true[-1]) == (1, 1)
+    assert np.trapezoid(true, false) == pytest.approx(roc_auc(folds).value)
+    assert np.trapezoid(true, false) > metrics.roc_auc_score(table["label"], scores) + 0.02
     score, share, low, high = reliability(sample)
     assert (np.diff(score) > 0).all() and (low <= share).all() and (share <= high).all()
     top = sample.scores >= np.quantile(sample.scores[sample.labels], 7 / 8)

@@ -41,6 +41,18 @@ def test_a_metric_is_estimable_from_its_minimum_of_lesions_on_and_not_below(name
         assert np.isfinite([row.low, row.high]).all() == (expected and name != "ece")
 
 
+def test_a_predictive_value_needs_lesions_of_its_calls():
+    """2 calls say nothing of PPV, nor 9 of 9; NPV has all other lesions."""
+    labels = np.repeat([1, 0], [30, 60])
+    for calls, estimable in ((2, False), (9, False), (10, True)):
+        scores = np.where(np.arange(90) < calls, 0.9, np.linspace(0.1, 0.4, 90))
+        for flipped in (False, True):
+            given = (1 - labels, 1 - scores) if flipped else (labels, scores)
+            rows = {row.metric: row for row in evaluate(*given, thresholds=0.5, n_resamples=30).overall}
+            few, many = ("npv", "ppv") if flipped else ("ppv", "npv")
+            assert rows[few].estimable == estimable and rows[many].estimable
+
+
 @pytest.mark.parametrize("name", [name for name, metric in METRICS.items() if metric.better])
 def test_better_scores_are_better_in_the_direction_that_the_row_names(name):
     rng = np.random.default_rng(1)

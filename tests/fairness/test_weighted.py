@@ -82,14 +82,15 @@ def test_ranking_stays_within_folds():
 
 def test_recalibration_of_many_distinct_scores_is_that_of_all_of_them():
     data = draw(3, n=5000, decimals=12)
+    data["scores"][:20] = 1e-6  # cells of equal width are wide where a few logits lie far out
     metric = WeightedMetrics(make_sample(**data))
     ones = np.ones((len(metric.lesions), 1))
     intercept, slope = metric.recalibration.intercept(ones), metric.recalibration.slope(ones)
     x = np.log(data["scores"] / (1 - data["scores"]))[:, None]
     fit = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1000).fit(x, data["labels"])
-    assert slope[0] == pytest.approx(fit.coef_[0, 0], abs=1e-3)
+    assert slope[0] == pytest.approx(fit.coef_[0, 0], abs=1e-5)
     shifted = 1 / (1 + np.exp(-x[:, 0] - intercept[0]))
-    assert shifted.mean() == pytest.approx(data["labels"].mean(), abs=1e-4)
+    assert shifted.mean() == pytest.approx(data["labels"].mean(), abs=1e-7)
 
 
 def test_calibration_error_is_a_loop_over_bins():
