@@ -2,6 +2,8 @@
 
 import io
 import os
+from collections.abc import Mapping
+from typing import Any
 
 import PIL.Image
 
@@ -16,6 +18,14 @@ IMAGE_FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP")
 def open_image(content: bytes) -> PIL.Image.Image:
     """The image in a file's bytes, not decoded yet. PIL.UnidentifiedImageError for what is none of IMAGE_FORMATS."""
     return PIL.Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
+
+
+def image_bytes(cell: Mapping[str, Any]) -> bytes:
+    """The file behind a cell of a `datasets` column of images that is not decoded. OSError if it cannot be read.
+
+    `datasets` itself would open it with whatever Pillow has.
+    """
+    return cell["bytes"] if cell["bytes"] is not None else read_file(cell["path"])  # a path, of images in a folder
 
 
 def is_image(path: os.PathLike) -> bool:

@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import PARTIAL_PREFIX, atomic_path, file_digest, locked, read_file, write_json
-from melanoma_fair_xai.base.images import image_content_problem
+from melanoma_fair_xai.base.images import image_bytes, image_content_problem
 from melanoma_fair_xai.data.augmentation import Augmentation
 from melanoma_fair_xai.data.images import Preprocessing, open_rgb, pixel_transform
 
@@ -130,7 +130,7 @@ def _write(
     def decode(item: dict) -> tuple[bytes, np.ndarray | str]:
         try:
             # A path alone stands where the data set keeps its images in a folder.
-            read = item["bytes"] if item["bytes"] is not None else read_file(item["path"])
+            read = image_bytes(item)
         except OSError as error:
             return b"", f"cannot be read ({error.strerror})"
         try:

@@ -10,8 +10,7 @@ import PIL.ImageOps
 from PIL.ExifTags import Base
 
 from melanoma_fair_xai.base.errors import UserError, read_problem
-from melanoma_fair_xai.base.files import read_file
-from melanoma_fair_xai.base.images import open_image
+from melanoma_fair_xai.base.images import image_bytes, open_image
 from melanoma_fair_xai.data.images import Preprocessing, open_rgb, pixel_transform
 from melanoma_fair_xai.data.loading import Records
 
@@ -34,7 +33,7 @@ def lesion_masks(
         if (item := records.masks[row]["mask"]) is None:
             continue
         try:
-            mask = read_lesion_mask(_content(item), _content(records.images[row]["image"]))
+            mask = read_lesion_mask(image_bytes(item), image_bytes(records.images[row]["image"]))
         except Exception as error:  # whatever a decoder raises on a damaged file
             problems[row] = read_problem(error)
         else:
@@ -86,10 +85,6 @@ def _same_shape(size: tuple[int, int], other: tuple[int, int]) -> bool:
     return abs(size[0] * other[1] - size[1] * other[0]) <= (max(other) if size != other else 0)
 
 
-def _content(item: dict) -> bytes:
-    return item["bytes"] if item["bytes"] is not None else read_file(item["path"])
-
-
 def decode_masks(
     masks: datasets.Dataset, column: str, rows: Sequence[int], preprocessing: Preprocessing
 ) -> np.ndarray:
@@ -105,7 +100,7 @@ def decode_masks(
         if item is None:
             continue
         try:
-            decoded[place] = transform(open_rgb(_content(item)))[0].numpy()
+            decoded[place] = transform(open_rgb(image_bytes(item)))[0].numpy()
         except Exception as error:  # whatever a decoder raises on a damaged file
             raise UserError(f"{column} of row {rows[place]} ({item['path']}): cannot be read ({error})") from None
     return decoded

@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
+import PIL.ImageOps
 import transformers
 from evaluate.evaluator import ImageClassificationEvaluator
 
 from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.images import image_bytes, open_image
 
 
 class StratifiedEvaluator(ImageClassificationEvaluator):
@@ -45,7 +47,11 @@ class StratifiedEvaluator(ImageClassificationEvaluator):
             "groups": _names(data, self.group_column),
             "lesion_ids": _names(data, self.lesion_column),
         }
-        return inputs, (row[input_column] for row in data.select_columns([input_column]))
+        images = data.select_columns([input_column])
+        if not isinstance(data.features[input_column], datasets.Image):
+            return inputs, (row[input_column] for row in images)
+        stored = images.cast_column(input_column, datasets.Image(decode=False))
+        return inputs, (PIL.ImageOps.exif_transpose(open_image(image_bytes(row[input_column]))) for row in stored)
 
     def prepare_pipeline(self, model_or_pipeline: Any, *_, device: int | None = None, **__) -> Any:
         # evaluate's own asks transformers for TensorFlow classes, which version 5 no longer has.

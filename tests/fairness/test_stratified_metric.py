@@ -4,6 +4,7 @@ from pathlib import Path
 import datasets
 import evaluate as hf_evaluate
 import numpy as np
+import PIL.Image
 import pytest
 import transformers
 
@@ -107,6 +108,17 @@ def test_an_evaluator_passes_the_columns_of_a_split(metric, phantoms, tmp_path):
         StratifiedEvaluator("sex", positive_labels=["mel"]).compute(
             pipeline, data=split, metric=metric, label_column="melanoma"
         )
+
+
+def test_an_evaluator_opens_images_alone(metric, tmp_path):
+    """And no PostScript, which Pillow would give to Ghostscript."""
+    PIL.Image.new("RGB", (8, 8)).save(tmp_path / "lesion.eps")
+    cell = {"bytes": (tmp_path / "lesion.eps").read_bytes(), "path": "lesion.jpg"}
+    columns = {"image": [cell], "label": [1], "sex": ["female"], "lesion_id": ["a"]}
+    split = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
+    evaluator = StratifiedEvaluator("sex")
+    with pytest.raises(PIL.UnidentifiedImageError):
+        evaluator.compute(lambda images, top_k: list(images), data=split, metric=metric, label_column="label")
 
 
 def test_groups_and_lesions_may_be_numbers_or_missing(metric, data):
