@@ -19,7 +19,7 @@ from scipy.stats import norm
 from melanoma_fair_xai.fairness import compare, evaluate, mean_by_group
 from melanoma_fair_xai.fairness.bootstrap import estimate_parts
 from melanoma_fair_xai.fairness.comparison import COMPARED
-from melanoma_fair_xai.fairness.estimates import Estimate, subtract
+from melanoma_fair_xai.fairness.estimates import Area, Estimate, subtract
 from melanoma_fair_xai.fairness.family import adjust
 from melanoma_fair_xai.fairness.intervals import holm, p_value, square_and_add
 from melanoma_fair_xai.fairness.metrics import AT_FIXED, METRICS
@@ -181,18 +181,23 @@ def differences(rng: np.random.Generator, auc: float, icc: float, melanomas: int
     return outcome
 
 
+def logit_limits(area: Area, alpha: np.ndarray | float) -> tuple[np.ndarray, np.ndarray]:
+    """DeLong's limits of an area inside (0, 1), symmetric on the logit scale."""
+    spread = np.sqrt(area.variance) / (area.value * (1 - area.value))
+    half = stdtrit(area.degrees, 1 - np.asarray(alpha) / 2) * spread
+    return expit(logit(area.value) - half), expit(logit(area.value) + half)
+
+
 def near_one(rng: np.random.Generator, auc: float, melanomas: int, images: str) -> Outcome:
     """Melanomas at 1:49, of single images or of 1 to 4 whose scores have ICC .6.
 
-    Before, the limits were symmetric on the logit scale, those of an area of exactly 1 left out here.
+    Before, limits were symmetric on the logit scale; those of an area of exactly 1 are left out.
     """
     sizes, icc = (lambda _, count: np.ones(count, int), 0.0) if images == "1" else (photographed, 0.6)
     sample = draw_group(rng, melanomas, auc, icc, sizes=sizes, benign=49 * melanomas)
     estimate = METRICS["roc_auc"].closed_form(sample)
-    before = None
-    if estimate.value < 1:
-        spread = np.sqrt(estimate.variance) / (estimate.value * (1 - estimate.value))
-        before = bool(abs(logit(estimate.value) - logit(auc)) <= stdtrit(melanomas - 1, 0.975) * spread)
+    low, high = logit_limits(estimate, 0.05) if estimate.value < 1 else (np.nan, np.nan)
+    before = None if np.isnan(low) else bool(low <= auc <= high)
     return {("coverage", "ROC AUC"): covers(estimate, auc), ("coverage before", "ROC AUC"): before}
 
 
@@ -285,13 +290,13 @@ def _two_models(rng: np.random.Generator, melanomas: int, aucs: tuple[float, flo
 def paired(rng: np.random.Generator, gap: float, rho: float, melanomas: int) -> Outcome:
     """Two models on the same lesions, the second worse by `gap` from AUC .85, their noise correlated by `rho`.
 
-    Before, the limits of both were squared and added, with the correlation that the common lesions give.
+    Before, logit limits of both were squared and added, with the correlation that the common lesions give.
     """
     first, second = (METRICS["roc_auc"].closed_form(s) for s in _two_models(rng, melanomas, (0.85, 0.85 - gap), rho))
     difference, kind = subtract(first, second), "power" if gap else "size"
 
     def squared(alpha):
-        return square_and_add(*((e.value, e.bounds(alpha)) for e in (first, second)), difference.shared)
+        return square_and_add(*((e.value, logit_limits(e, alpha)) for e in (first, second)), difference.shared)
 
     return {
         ("coverage", "difference of ROC AUC"): covers(difference, gap),
