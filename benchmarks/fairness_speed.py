@@ -3,7 +3,7 @@
     python -m benchmarks.fairness_speed
 
 10,000 rows in three groups, 2,000 bootstrap replicates. Ours: the whole `evaluate`, with every metric of the report,
-contrasts and permutation tests, lesions resampled. fairlearn: AUC, sensitivity and specificity, rows resampled; it is
+contrasts and tests, lesions resampled. fairlearn: AUC, sensitivity and specificity, rows resampled; it is
 timed on few replicates and scaled, its time being proportional to them. Each contender runs in a process of its own.
 """
 
