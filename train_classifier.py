@@ -62,6 +62,8 @@ def check_arguments(args: Arguments) -> None:
         )
     if data.synthetic_dir and training.eval_only:
         raise UserError("--synthetic_dir: generated images are for training; give --eval_only without it")
+    if data.cross_validation and training.allow_elastic:
+        raise UserError("--cross_validation: all folds have the same number of processes; leave --allow_elastic out")
     if data.cross_validation and training.resume_from_checkpoint not in (None, LATEST):
         raise UserError("--cross_validation goes on with --resume_from_checkpoint latest alone")
 

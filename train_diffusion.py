@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from melanoma_fair_xai.data.loading import Records
     from melanoma_fair_xai.diffusion.learner import ConditionedImages
     from melanoma_fair_xai.diffusion.lesion_conditioner import LesionConditioner
+    from melanoma_fair_xai.engine.shares import Shares
 
 MEMORY_FLAGS = "--train_batch_size, --eval_batch_size or --resolution, or use --gradient_checkpointing"
 
@@ -77,7 +78,7 @@ def train_and_export(accelerator: Accelerator, folder: Path, args: Arguments) ->
         # The settings first: they mark the folder as a run's, so that one killed here can be resumed or overwritten.
         save_arguments(folder / ARGUMENTS_NAME, *args)
         images.records.write(folder)
-    accelerator.print(describe(accelerator, unet, conditioner, args, len(train_rows)))
+    accelerator.print(describe(accelerator, unet, conditioner, args, len(train_rows), run.shares))
     rate = run.run()
     if accelerator.is_main_process:
         export_pipeline(learner.pipeline, folder)
@@ -98,6 +99,7 @@ def dry_run(args: Arguments) -> None:
     from melanoma_fair_xai.diffusion.learner import ConditionedImages
     from melanoma_fair_xai.diffusion.networks import training_rate
     from melanoma_fair_xai.engine.launch import start_accelerator
+    from melanoma_fair_xai.engine.shares import Shares
 
     data, model_args, training, _ = args
     accelerator = start_accelerator(training)
@@ -107,7 +109,8 @@ def dry_run(args: Arguments) -> None:
     unet, conditioner = make_networks(ConditionedImages(records, np.empty(0), conditions, content=""), model_args)
     if training.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
-    accelerator.print(describe(accelerator, unet, conditioner, args, len(rows)))
+    shares = Shares(accelerator.num_processes, training.train_batch_size, training.gradient_accumulation_steps)
+    accelerator.print(describe(accelerator, unet, conditioner, args, len(rows), shares))
     rate = training_rate(unet.to(accelerator.device), training.train_batch_size, accelerator)
     hours = training.max_train_steps * training.gradient_accumulation_steps * training.train_batch_size / rate / 3600
     accelerator.print(f"about {hours:,.1f} hours at {rate:,.1f} images/s, as a step of the UNet alone goes here now")
@@ -170,15 +173,15 @@ def describe(
     conditioner: LesionConditioner,
     args: Arguments,
     images: int,
+    shares: Shares,
 ) -> str:
     """What will be trained, on what, and what it takes."""
     from melanoma_fair_xai.diffusion.networks import count_parameters, forward_flops, training_memory
 
     data, model_args, training, _ = args
     settings = {name: getattr(model_args, name, getattr(training, name, None)) for name in PRESETS[model_args.preset]}
-    batch = training.train_batch_size * accelerator.num_processes
-    steps_per_epoch = max(images // batch, 1) / training.gradient_accumulation_steps
-    fixed, saved = training_memory(unet, training.train_batch_size, accelerator.mixed_precision == "bf16")
+    steps_per_epoch = max(images // shares.images_per_pass, 1) / shares.passes
+    fixed, saved = training_memory(unet, shares.images, accelerator.mixed_precision == "bf16")
     precision = {"no": "fp32"}.get(accelerator.mixed_precision, accelerator.mixed_precision)
     return "\n".join(
         [

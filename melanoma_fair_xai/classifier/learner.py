@@ -58,6 +58,7 @@ class ClassifierLearner(Learner):
         self.dataset = PixelDataset(task.pixels, train_rows, labels, augmentation, options.seed)
         self.group_loss = GroupLoss(options.mitigation, cells, accelerator)
         self.state = (self.group_loss,)
+        self.needs_whole_batches = options.mitigation == "group_dro"
         self.facts = {"split manifest": manifest_hash(task.records.manifest), "content of the images": task.content}
 
     def _restore_batch_norms(self, rows: np.ndarray, batches: int = 8) -> None:

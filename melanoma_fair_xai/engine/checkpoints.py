@@ -21,6 +21,8 @@ from .arguments import LATEST
 from .launch import common_error, on_main_process
 from .run_folder import CHECKSUMS_NAME, remove
 
+Processes = list[list[int]]  # [step, number from it on]
+
 LAYOUT = 2  # of what a checkpoint holds: networks, then schedule, averages, progress
 FACTS_NAME = "facts.json"
 
@@ -32,17 +34,19 @@ def save_checkpoint(
     *,
     total_limit: int | None = None,
     facts: Mapping[str, Any] | None = None,
+    processes: Processes | None = None,
 ) -> pathlib.Path:
     """Write `checkpoint-STEP` with all that the accelerator prepared or registered, and return its path.
 
     Every process calls this, after a step that changed the weights (gradients half accumulated are not saved). The
     folder gets its name once all of it is on the disk; older ones beyond `total_limit` go only after that. An intact
     one of the same step and facts is kept as it is, since the same run would write the same again. `facts` are what
-    must not change when the run is resumed (see `load_checkpoint`). UserError if it cannot be written: the older ones
+    must not change when the run is resumed (see `load_checkpoint`), `processes` those that the run has had so far, if
+    their number has changed. UserError if it cannot be written: the older ones
     are then intact.
     """
     target = pathlib.Path(output_dir) / f"checkpoint-{step}"
-    facts = _run_facts(accelerator, facts)
+    facts = {**_run_facts(accelerator, facts), "processes": processes or [[0, accelerator.num_processes]]}
     if on_main_process(accelerator, lambda: damage(target) is None and _read_facts(target) == facts):
         return target
     partial = target.with_name(PARTIAL_PREFIX + target.name)
@@ -163,9 +167,15 @@ def _latest(paths: Iterable[pathlib.Path]) -> pathlib.Path | None:
 
 
 def load_checkpoint(
-    accelerator: accelerate.Accelerator, path: str | os.PathLike, *, facts: Mapping[str, Any] | None = None
+    accelerator: accelerate.Accelerator,
+    path: str | os.PathLike,
+    *,
+    facts: Mapping[str, Any] | None = None,
+    elastic: bool = False,
 ) -> None:
     """Restore all that the accelerator prepared or registered, random states included, in every process.
+
+    With `elastic`, another number of processes than wrote the checkpoint may load it, and the caller has to seed them.
 
     UserError if the run now differs from the one that wrote the checkpoint in one of the `facts`, in the number of
     processes, gradient accumulation or mixed precision, or if the model has other tensors. A line tells of another
@@ -174,6 +184,8 @@ def load_checkpoint(
     path = pathlib.Path(path)
 
     def check() -> None:
+        if not elastic:
+            _check_processes(path, accelerator.num_processes)
         _check_facts(path, _read_facts(path), _run_facts(accelerator, facts))
         for index, model in enumerate(accelerator._models):
             name = f"model_{index}.safetensors" if index else "model.safetensors"
@@ -184,13 +196,15 @@ def load_checkpoint(
             _load_plain(state)
 
     on_main_process(accelerator, check)
-    states = _load_plain(path / f"random_states_{accelerator.process_index}.pkl")
-    torch.seed()  # Accelerate keeps quiet when restoring random states fails: let it show
+    same_number = processes_so_far(path)[-1][1] == accelerator.num_processes
+    if same_number:
+        states = _load_plain(path / f"random_states_{accelerator.process_index}.pkl")
+        torch.seed()  # Accelerate keeps quiet when restoring random states fails: let it show
     try:
         accelerator.load_state(str(path))
     except (RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
         raise UserError(f"{path}: written by another model or set-up ({str(error).splitlines()[0]})") from None
-    if not all(map(torch.equal, _torch_random_states(), _torch_random_states(states))):
+    if same_number and not all(map(torch.equal, _torch_random_states(), _torch_random_states(states))):
         raise UserError(f"{path}: its random states could not be restored; resume with the versions that wrote it")
 
 
@@ -234,6 +248,21 @@ def _run_facts(accelerator: accelerate.Accelerator, facts: Mapping[str, Any] | N
 
 def _read_facts(path: pathlib.Path) -> dict[str, Any]:
     return json.loads((path / FACTS_NAME).read_text(encoding="utf-8"))
+
+
+def processes_so_far(path: pathlib.Path) -> Processes:
+    """The numbers of processes of the run that wrote a checkpoint, each with the step from which on it had so many."""
+    facts = _read_facts(path)
+    return facts.get("processes", [[0, facts["fixed"]["number of processes"]]])
+
+
+def _check_processes(path: pathlib.Path, number: int) -> None:
+    for _, earlier in processes_so_far(path):
+        if earlier != number:
+            raise UserError(
+                f"{path}: written with number of processes {earlier}, but this run has {number};\n"
+                "give --allow_elastic to go on with the same batches, though not the same bits"
+            )
 
 
 def _check_facts(path: pathlib.Path, written: dict[str, Any], now: dict[str, Any]) -> None:

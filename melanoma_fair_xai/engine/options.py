@@ -49,6 +49,9 @@ class TrainingOptions:
     checkpointing_steps: int | None = flag(None, "A checkpoint so often; default: once an epoch.", low=1, free=True)
     checkpoints_total_limit: int = flag(2, "Keep the newest so many.", low=1, free=True)
     resume_from_checkpoint: str | None = flag(None, "A checkpoint's folder, or latest.", free=True)
+    allow_elastic: bool = flag(
+        False, "Resume with another number of processes, too: the same batches, not the same bits.", free=True
+    )
     report_to: TRACKERS = flag("tensorboard", "Tracker, or none.", free=True)
     logging_dir: str = flag("logs", "Folder of the tracker, in --output_dir.", free=True)
 

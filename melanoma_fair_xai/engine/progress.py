@@ -55,6 +55,11 @@ class TrainingProgress:
         self.batch_in_epoch = 0
         self.loss_sum, self.loss_count = 0.0, 0
 
+    def recount(self, before: int, now: int) -> None:
+        """Count batches of an epoch that is under way in other ones, `now` of which are what `before` were."""
+        self.batch_in_epoch = self.batch_in_epoch * now // before
+        self.loss_sum, self.loss_count = self.loss_sum * now / before, self.loss_count * now // before
+
     def state_dict(self) -> dict:
         return {**vars(self), "history": json.dumps(self.history)}
 

@@ -14,14 +14,21 @@ class EpochSampler(torch.utils.data.Sampler):
     """Yields (epoch, index), so that the data set can seed each sample's augmentation by its epoch.
 
     Without `weights`, each epoch is a shuffle of range(size). With `weights` (one per sample, any positive scale),
-    each epoch draws `num_samples` (default: size) with replacement in proportion to them.
+    each epoch draws `num_samples` (default: size) with replacement in proportion to them. An epoch ends with the last
+    multiple of `whole` samples, for example of a batch of all processes; fewer than one are all taken.
 
     Over several processes, Accelerate deals out whole batches in turn; where they do not divide evenly, it fills the
     last step of an epoch with samples from the epoch's start, unless the loader drops the last batch.
     """
 
     def __init__(
-        self, size: int, seed: int, *, weights: Sequence[float] | None = None, num_samples: int | None = None
+        self,
+        size: int,
+        seed: int,
+        *,
+        weights: Sequence[float] | None = None,
+        num_samples: int | None = None,
+        whole: int = 1,
     ):
         if weights is None and num_samples not in (None, size):
             raise ValueError("num_samples needs weights: without them every sample comes once")
@@ -34,6 +41,7 @@ class EpochSampler(torch.utils.data.Sampler):
             weights = np.asarray(weights, dtype=np.float64)
             self.shares = weights / weights.sum()
         self.num_samples = size if num_samples is None else num_samples
+        self.length = self.num_samples // whole * whole or self.num_samples
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -41,7 +49,7 @@ class EpochSampler(torch.utils.data.Sampler):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.num_samples
+        return self.length
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         generator = sample_generator(self.seed, "order", self.epoch)
@@ -49,7 +57,7 @@ class EpochSampler(torch.utils.data.Sampler):
             order = generator.permutation(self.size)
         else:
             order = generator.choice(self.size, size=self.num_samples, p=self.shares)
-        return ((self.epoch, index) for index in order.tolist())
+        return ((self.epoch, index) for index in order[: self.length].tolist())
 
 
 def training_loader(

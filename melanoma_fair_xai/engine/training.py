@@ -14,16 +14,20 @@ import numpy as np
 import torch
 import transformers
 from accelerate import Accelerator
+from accelerate.utils import set_seed
 from torch import nn
 from tqdm.auto import tqdm
 
+from melanoma_fair_xai.base.seeding import sample_generator
+
 from .arguments import settings
-from .checkpoints import find_checkpoint, load_checkpoint, save_checkpoint
+from .checkpoints import find_checkpoint, load_checkpoint, processes_so_far, save_checkpoint
 from .ema import EMA
 from .launch import check_finite, common_error
 from .options import TrainingOptions
 from .progress import TrainingProgress, epoch_batches
 from .sampler import EpochSampler, training_loader
+from .shares import Shares
 from .signals import StopSignal
 from .trackers import log_images, start_trackers
 
@@ -58,6 +62,7 @@ class Learner(abc.ABC):
         state: objects with `state_dict` and `load_state_dict` that checkpoints carry, too.
         facts: by name, what must be the same where a run is resumed, beside its settings.
         exploded: a loss above this ends the run.
+        needs_whole_batches: the loss of a batch is no mean over its images, and must not be taken of parts of it.
     """
 
     networks: dict[str, nn.Module]
@@ -66,6 +71,7 @@ class Learner(abc.ABC):
     state: tuple[Any, ...] = ()
     facts: dict[str, Any] = {}
     exploded: float = math.inf
+    needs_whole_batches: bool = False
 
     def parameter_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """The optimiser's groups: here one of all parameters."""
@@ -102,12 +108,19 @@ class Training:
     ):
         self.accelerator, self.folder, self.learner, self.options = accelerator, folder, learner, options
         self.settings = (*others, options)
+        checkpoint = find_checkpoint(accelerator, folder, options.resume_from_checkpoint)
+        self._share(checkpoint)
+        sampler = EpochSampler(
+            len(learner.dataset),
+            options.seed,
+            weights=learner.sampling_weights,
+            whole=self.begun.images_per_pass,
+        )
         loader = training_loader(
             learner.dataset,
-            EpochSampler(len(learner.dataset), options.seed, weights=learner.sampling_weights),
-            options.train_batch_size,
+            sampler,
+            self.shares.images,
             options.dataloader_num_workers,
-            drop_last=len(learner.dataset) >= options.train_batch_size * accelerator.num_processes,
             pin_memory=accelerator.device.type == "cuda",
         )
         optimizer = torch.optim.AdamW(
@@ -118,7 +131,7 @@ class Training:
         )
         self.optimizer, self.loader, *networks = accelerator.prepare(optimizer, loader, *learner.networks.values())
         self.networks = dict(zip(learner.networks, networks, strict=True))
-        self.total_steps = options.total_steps(math.ceil(len(self.loader) / options.gradient_accumulation_steps))
+        self.total_steps = options.total_steps(math.ceil(len(self.loader) / self.shares.passes))
         # Not prepared: Accelerate would step it once per process.
         warmup = min(options.lr_warmup_steps, self.total_steps // 4)
         self.scheduler = transformers.get_scheduler(options.lr_scheduler, optimizer, warmup, self.total_steps)
@@ -130,7 +143,7 @@ class Training:
         self.progress = TrainingProgress()
         accelerator.register_for_checkpointing(self.scheduler, *self.emas.values(), self.progress, *learner.state)
         self.losses: list[tuple[int, torch.Tensor]] = []  # with their steps, since the last check
-        self._resume()
+        self._resume(checkpoint)
 
     def run(self) -> float:
         """Train to the end; returns images/s, of all processes, validations included.
@@ -175,27 +188,62 @@ class Training:
     @property
     def images_seen(self) -> int:
         """Training images so far, of all processes, each counted as often as it was drawn."""
-        options = self.options
-        per_step = options.train_batch_size * options.gradient_accumulation_steps * self.accelerator.num_processes
-        return self.progress.global_step * per_step
+        return self.progress.global_step * self.shares.passes * self.shares.images_per_pass
 
-    def _resume(self) -> None:
-        path = find_checkpoint(self.accelerator, self.folder, self.options.resume_from_checkpoint)
+    def _share(self, checkpoint: Path | None) -> None:
+        """Share the batches that the run was begun with among the processes there are."""
+        options, number = self.options, self.accelerator.num_processes
+        elastic = checkpoint is not None and options.allow_elastic
+        self.processes = processes_so_far(checkpoint) if elastic else [[0, number]]
+        self.begun = Shares(self.processes[0][1], options.train_batch_size, options.gradient_accumulation_steps)
+        self.shares = self._shares(number)
+        self.accelerator.gradient_accumulation_steps = self.shares.passes
+        if number != self.begun.processes and len(self.learner.dataset) < self.begun.images_per_pass:
+            raise common_error(
+                f"--allow_elastic: {len(self.learner.dataset)} training images are fewer than the "
+                f"{self.begun.images_per_pass} of a batch; start {self.begun.processes} processes as before"
+            )
+
+    def _shares(self, processes: int) -> Shares:
+        return self.begun.among(processes, whole=self.learner.needs_whole_batches)
+
+    def _resume(self, path: Path | None) -> None:
         if path is not None:
-            load_checkpoint(self.accelerator, path, facts=self._facts())
+            options = self.options
+            load_checkpoint(self.accelerator, path, facts=self._facts(), elastic=options.allow_elastic)
             self.accelerator.print(f"resuming from {path.name} of {self.total_steps} steps", flush=True)
+            earlier, now = self.processes[-1][1], self.accelerator.num_processes
+            if earlier != now:
+                self._change_processes(earlier, now)
         elif self.options.resume_from_checkpoint:
             self.accelerator.print(f"nothing to resume in {self.folder}: starting from the beginning", flush=True)
 
+    def _change_processes(self, earlier: int, now: int) -> None:
+        """Go on after a checkpoint that another number of processes wrote."""
+        step = self.progress.global_step
+        self.processes = [*self.processes, [step, now]]
+        self.progress.recount(self._shares(earlier).passes, self.shares.passes)
+        self.accelerator.step = 0  # of the passes that make up an optimiser step
+        keys = "elastic", step, self.accelerator.process_index
+        set_seed(int(sample_generator(self.options.seed, *keys).integers(2**32)))
+        self.accelerator.print(
+            f"{now} process(es) go on from {earlier}: the same images in every step, {self.shares.images} at a time "
+            "in each process; other random numbers, so that results are not the same bit for bit",
+            flush=True,
+        )
+
     def _facts(self) -> dict[str, Any]:
         sizes = {"total steps": self.total_steps, "training images": len(self.learner.dataset)}
+        sizes["number of processes"] = self.begun.processes
         return {**settings(*self.settings), **sizes, **self.learner.facts}
 
     def _save(self) -> None:
         self._check_losses()
         limit = self.options.checkpoints_total_limit
         step = self.progress.global_step
-        save_checkpoint(self.accelerator, self.folder, step, total_limit=limit, facts=self._facts())
+        save_checkpoint(
+            self.accelerator, self.folder, step, total_limit=limit, facts=self._facts(), processes=self.processes
+        )
 
     def _due(self, every: int | None) -> bool:
         """Whether something that is done every so many steps, or once an epoch, is to be done after this step."""

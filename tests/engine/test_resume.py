@@ -175,7 +175,8 @@ def test_damaged_checkpoint_is_passed_over(references, stopped_run, tmp_path):
     [
         (("--seed", "1"), 1, "--seed 1: the run in {folder} has 0"),
         (("--train_batch_size", "8"), 1, "--train_batch_size 8: the run in {folder} has 4"),
-        ((), 2, "written with number of processes 1, but this run has 2"),
+        ((), 2, "written with number of processes 1, but this run has 2;\ngive --allow_elastic to go on"),
+        (("--allow_elastic",), 3, "4 images at a time cannot be shared equally by 3 processes; start 2 or 4"),
     ],
 )
 def test_resuming_otherwise_is_refused_with_both_values(stopped_run, flags, processes, message):

@@ -35,6 +35,7 @@ class Arguments(TrainingOptions):
     report_to: Literal["tensorboard", "none"] = with_default(TrainingOptions, "report_to", "none")
     num_train_epochs: int = flag(3, "Epochs.")
     width: int = flag(8, "Channels of the net.", free=True)
+    dropout: float = flag(0.3, "Of the net.", free=True)
     padding: int = flag(0, "Numbers to carry along, to make checkpoints slow to write.", free=True)
     step_seconds: float = flag(0.0, "Seconds to wait after each step.", free=True)
     fault: str | None = flag(None, "Something to go wrong in step 6.", free=True)
@@ -60,12 +61,12 @@ class ToyData(torch.utils.data.Dataset):
 
 
 class ToyNet(nn.Sequential):
-    def __init__(self, width: int, padding: int):
+    def __init__(self, width: int, padding: int, dropout: float = 0.3):
         super().__init__(
             nn.Conv2d(3, width, 3),
             nn.BatchNorm2d(width),
             nn.ReLU(),
-            nn.Dropout(0.3),
+            nn.Dropout(dropout),
             nn.Flatten(),
             nn.Linear(36 * width, 2),
         )
@@ -88,7 +89,7 @@ class Seen:
 class ToyLearner(training.Learner):
     def __init__(self, accelerator, args: Arguments):
         self.accelerator, self.args = accelerator, args
-        self.networks = {"net": ToyNet(args.width, args.padding)}
+        self.networks = {"net": ToyNet(args.width, args.padding, args.dropout)}
         self.dataset = ToyData(args.seed)
         self.sampling_weights = balanced_weights(self.dataset.labels.numpy())
         self.seen = Seen()
