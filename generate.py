@@ -276,6 +276,7 @@ def write_metadata(folder: Path, conditions: pd.DataFrame, settings: dict[str, A
     """metadata.csv, with which the folder is an ImageFolder, and what to do with it."""
     import pandas as pd
 
+    from melanoma_fair_xai.base.publication import without_local_paths
     from melanoma_fair_xai.base.tables import write_csv
     from melanoma_fair_xai.diffusion.generation import METADATA_NAME, read_record
 
@@ -289,7 +290,7 @@ def write_metadata(folder: Path, conditions: pd.DataFrame, settings: dict[str, A
     table["seed"] = [record["seed"] for record in records]
     for name in ("scheduler", "num_inference_steps", "guidance_scale"):
         table[name] = settings[name]
-    table["model"], table["revision"] = settings["model_name_or_path"], settings["revision"]
+    table["model"], table["revision"] = without_local_paths(settings["model_name_or_path"]), settings["revision"]
     table["weights"], table["synthetic"] = settings["weights"], True
     if settings["reject_copies"]:
         table["rejected"] = [record["rejected"] for record in records]

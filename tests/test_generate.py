@@ -95,6 +95,9 @@ def test_the_folder_is_an_image_folder_that_says_what_was_asked_for(synthetic):
     assert data[0]["image"].size == (16, 16) and data[0]["image"].mode == "RGB"
     assert table["synthetic"].all() and table["seed"].is_unique and table["weights"].str.len().eq(64).all()
     assert set(table["diagnosis"]) == {"nevus", "melanoma"}
+    assert set(table["model"]) == {
+        Path(json.loads((synthetic / "generate_args.json").read_text())["model_name_or_path"]).name
+    }
     assert table["image_id"].tolist() == data["image_id"]
     assert read_record(synthetic / "000000.png")["seed"] == table["seed"][0]
 

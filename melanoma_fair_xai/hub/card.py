@@ -88,10 +88,15 @@ def figures_in(text: str) -> list[str]:
 def write_card(folder: Path, text: str, parts: Iterable[str], output: Path | None) -> Path:
     """Write README.md to the folder, or to `output` with what it shows (figures) and was made of (`parts`).
 
-    So `output` is itself a folder that the card can be made of again. Returns the card's path.
+    So `output` is itself a folder that the card can be made of again. Returns the card's path. UserError where that
+    would replace a README.md of something else.
     """
     target = output or folder
     if target.resolve() != folder.resolve():
+        if (target / CARD_NAME).exists() and not (target / CARD_DATA_NAME).is_file():
+            raise UserError(
+                f"{target / CARD_NAME}: not the card of a model, and would be lost; choose another --output"
+            )
         for name in [*figures_in(text), *parts]:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(target / name) as path:

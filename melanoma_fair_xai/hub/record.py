@@ -52,7 +52,7 @@ def data_facts(name: str) -> DataFacts:
     if name in SOURCES:
         return _source_facts(SOURCES[name], name)
     folder = Path(name)
-    short = folder.name if folder.is_dir() else name
+    short = folder.resolve().name if folder.is_dir() else without_local_paths(name)
     try:
         card = DatasetCard.load(folder / "README.md" if folder.is_dir() else name, ignore_metadata_errors=True)
     except (OSError, ValueError, HfHubHTTPError):  # none there, or none that can be read
@@ -126,7 +126,7 @@ def starting_point(name: str, pretrained: bool, weights: str | None, revision: s
     earlier = json.loads(saved.read_text(encoding="utf-8")) if saved.is_file() else {}
     start = earlier.get("start", {})
     return {
-        "text": f"the model {markdown_code(Path(name).name if here else name)}",
+        "text": f"the model {markdown_code(Path(name).resolve().name if here else name)}",
         "base_model": start.get("base_model") if here else name,
         "data": [*start.get("data", []), *([earlier["data"]] if "data" in earlier else [])],
     }

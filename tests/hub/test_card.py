@@ -1,6 +1,7 @@
 """The classifier's card against the report that it was made of, read back as the Hub would read it."""
 
 import json
+import os
 import re
 import shutil
 import sys
@@ -217,7 +218,15 @@ def test_the_command_makes_the_same_bytes_from_the_folder_and_from_what_it_wrote
     run_hub(monkeypatch, "card", folder)
     assert (folder / "README.md").read_bytes() == card
     run_hub(monkeypatch, "card", folder, "--output", tmp_path / "released")
+    run_hub(monkeypatch, "card", folder, "--output", tmp_path / "released")  # again, over its own
     assert f"card: {tmp_path / 'released' / 'README.md'}" in capsys.readouterr().out
+    (tmp_path / "project").mkdir()
+    (tmp_path / "project" / "README.md").write_text("theirs")
+    with pytest.raises(SystemExit):
+        run_hub(monkeypatch, "card", folder, "--output", tmp_path / "project")
+    assert "not the card of a model, and would be lost" in capsys.readouterr().err
+    assert os.listdir(tmp_path / "project") == ["README.md"]
+    assert (tmp_path / "project" / "README.md").read_text() == "theirs"
     shutil.rmtree(folder)
     (tmp_path / "released" / "README.md").unlink()
     run_hub(monkeypatch, "card", tmp_path / "released")
