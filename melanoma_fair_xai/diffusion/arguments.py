@@ -17,7 +17,7 @@ BASE |= {"train_batch_size": 64, "learning_rate": 3e-4}
 LARGE = {**BASE, "block_out_channels": [128, 256, 384], "attention_resolutions": [16]}
 
 # What each preset sets, unless a flag says otherwise. 32-tiny and 64-small see pixels and are for a CPU and an hour or
-# two; of the others, small is for a CPU and some days, base and large for a GPU and some hours.
+# two; of the others, small is for a CPU and a day or two, base and large for a GPU and some hours.
 PRESETS = {
     "32-tiny": {
         "resolution": 32,
