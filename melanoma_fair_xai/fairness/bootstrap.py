@@ -1,6 +1,7 @@
 """Every metric of every group as an estimate, bootstrapped ones from the same draws of lesions."""
 
 from collections.abc import Hashable, Mapping
+from dataclasses import replace
 from itertools import chain
 from typing import TypeVar
 
@@ -9,7 +10,7 @@ from scipy.special import logit
 
 from .estimates import Bootstrapped, Estimate, rate
 from .metrics import METRICS, Metric, effective_lesions, estimable
-from .resampling import bootstrap_weights
+from .resampling import bootstrap_weights, drawing_units
 from .sample import Sample
 from .thresholds import ChosenThresholds, WeightedMetricsAtChosen
 from .weighted import WeightedMetrics
@@ -42,11 +43,12 @@ def estimate_parts(
         key: [n for n in names[key] if not metrics[n].closed_form or metrics[n].at_threshold and key in chosen]
         for key in parts
     }
-    weighted = {
-        key: WeightedMetricsAtChosen(part, chosen[key]) if key in chosen else WeightedMetrics(part)
-        for key, part in parts.items()
-        if drawn[key]
-    }
+    units, strata = drawing_units(strata, rng)
+    weighted = {}
+    for key in [key for key in parts if drawn[key]]:
+        part = replace(parts[key], lesions=units[parts[key].lesions])
+        known = chosen[key].drawn_in(units) if key in chosen else None
+        weighted[key] = WeightedMetricsAtChosen(part, known) if known else WeightedMetrics(part)
     blocks: dict[Key, dict[str, list[np.ndarray]]] = {key: {name: [] for name in drawn[key]} for key in parts}
     if weighted:
         whole = np.ones((len(strata), 1))  # the first weighting: the value itself

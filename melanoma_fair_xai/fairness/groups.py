@@ -58,7 +58,8 @@ def as_groups(values: Sequence, name: str) -> pd.Series:
     values = pd.Series(values).reset_index(drop=True)
     if name in ("fitzpatrick", "sex"):
         values = pd.Series(parse_cells(name, values, f"column {name}"), dtype=object)
-    names = values.astype(object).map(cell_name)
+    codes, cells = pd.factorize(values.astype(object), use_na_sentinel=False)
+    names = pd.Series(np.array([*map(cell_name, cells)], dtype=object)[codes])
     known = set(names) - {UNKNOWN}
     if len(known) > MAX_GROUPS:
         raise UserError(f"--group_by {name}: {len(known):,} different values; groups are at most {MAX_GROUPS}")
@@ -66,8 +67,10 @@ def as_groups(values: Sequence, name: str) -> pd.Series:
         return _ordered(names, [*map(cell_name, values.cat.categories)])
     if known <= set(SKIN_TYPES):
         return _ordered(names, SKIN_TYPES)
-    cells = dict(zip(names, values, strict=True))
-    for key in (float, cells.get):  # numbers that may be texts, then whatever can be sorted, such as intervals
+    for key in (
+        float,
+        dict(zip(map(cell_name, cells), cells, strict=True)).get,
+    ):  # numbers that may be texts, then whatever can be sorted, such as intervals
         try:
             return _ordered(names, sorted(known, key=key))
         except (TypeError, ValueError):

@@ -6,7 +6,7 @@ are decided at it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -65,6 +65,10 @@ class ChosenThresholds:
 
     choosers: Sequence[ThresholdChooser]
     lesions: Sequence[np.ndarray]
+
+    def drawn_in(self, units: np.ndarray) -> "ChosenThresholds":
+        """The same with the units (lesions,) of `drawing_units` for lesions."""
+        return replace(self, lesions=[units[codes] for codes in self.lesions])
 
     def choose(self, weights: np.ndarray) -> np.ndarray:
         """Thresholds (folds, replicates) under weights (lesions, replicates)."""

@@ -17,6 +17,7 @@ SCORE_LIMIT = 1e-6  # scores are kept this far from 0 and 1 where their logit is
 NEWTON_STEPS = 8
 LONGEST_STEP = 2.0  # on the logit scale; Newton's method overshoots where the scores are far off
 SETTLED = 1e-4  # the last step of a fit that has converged
+CURVE_CELLS = 2000
 ECE_BINS = 15
 ROUNDING = 1e-9  # what is reached but for rounding is reached
 
@@ -99,14 +100,18 @@ def _ratio(above: np.ndarray, below: np.ndarray, weights: np.ndarray) -> np.ndar
 class Ranking:
     """ROC AUC and AUPRC from the weight of the positives at each of their scores and of the negatives between them."""
 
-    def __init__(self, sample: Sample, place: np.ndarray, count: int):
+    def __init__(self, sample: Sample, place: np.ndarray, count: int, most: int | None = None):
+        self.sample, self.place, self.count = sample, place, count
         keys, width = sample.keys, sample.fold_width
         # An edge at the start of every fold holds what lies below its first positive.
-        self.edges = np.unique(np.concatenate([keys[sample.labels], keys // width * width]))
+        positives, starts = np.unique(keys[sample.labels]), np.unique(keys // width * width)
+        every = max(1, -(-len(positives) // most)) if most else 1
+        self.edges = np.unique(np.concatenate([positives[::every], starts]))
         self.start = np.searchsorted(self.edges, self.edges // width * width)
         self.end = np.searchsorted(self.edges, (self.edges // width + 1) * width)
         edge = np.searchsorted(self.edges, keys, "right") - 1
-        tied = self.edges[edge] == keys
+        # What lies between two edges is taken as tied where not every positive score has one.
+        tied = self.edges[edge] == keys if every == 1 else np.ones(len(keys), dtype=bool)
 
         def matrix(rows: np.ndarray) -> sparse.csr_matrix:
             ones = np.ones(rows.sum())
@@ -129,7 +134,27 @@ class Ranking:
             return wins / (positive * (end - start)).sum(axis=0)
 
     def auprc(self, weights: np.ndarray) -> np.ndarray:
-        """Average precision: the mean over melanomas of the precision, in their fold, at their score."""
+        """Average precision: the mean over melanomas of the precision, in their fold, at their score.
+
+        Of very many scores, replicates take those between two of CURVE_CELLS as one, shifted by as much as that is off
+        for the whole sample.
+        """
+        if self.coarse is None:
+            return self._average_precision(weights)
+        return self.coarse._average_precision(weights) + self._shift
+
+    @cached_property
+    def coarse(self) -> "Ranking | None":
+        if len(self.edges) <= 2 * CURVE_CELLS:
+            return None
+        return Ranking(self.sample, self.place, self.count, CURVE_CELLS)
+
+    @cached_property
+    def _shift(self) -> float:
+        ones = np.ones((self.count, 1))
+        return float((self._average_precision(ones) - self.coarse._average_precision(ones))[0])
+
+    def _average_precision(self, weights: np.ndarray) -> np.ndarray:
         positive, _, positives, negatives = self._counts(weights)
         right = positives[self.end] - positives[:-1]
         wrong = negatives[self.end] - negatives[:-1]

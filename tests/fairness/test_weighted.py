@@ -4,8 +4,10 @@ import pytest
 from sklearn import metrics
 from sklearn.linear_model import LogisticRegression
 
+from melanoma_fair_xai.fairness import resampling, weighted
+from melanoma_fair_xai.fairness.bootstrap import estimate_parts
 from melanoma_fair_xai.fairness.metrics import METRICS, point_values
-from melanoma_fair_xai.fairness.resampling import bootstrap_weights, lesion_groups
+from melanoma_fair_xai.fairness.resampling import bootstrap_weights, drawing_units, lesion_groups
 from melanoma_fair_xai.fairness.sample import make_sample
 from melanoma_fair_xai.fairness.weighted import WeightedMetrics
 
@@ -116,3 +118,32 @@ def test_lesions_across_the_same_groups_share_a_number():
     lesions, groups = np.array([0, 0, 1, 1, 2, 3, 3]), np.array([0, 2, 2, 0, 0, 2, 2])
     numbers = lesion_groups(lesions, groups)
     assert numbers[0] == numbers[1] and len(set(numbers)) == 3
+
+
+def test_many_lesions_are_drawn_in_random_groups_of_their_stratum(monkeypatch):
+    strata = np.repeat([0, 1, 2], [3000, 900, 5])
+    units, of_units = drawing_units(strata, np.random.default_rng(0))
+    assert (units == np.arange(len(strata))).all() and of_units is strata
+    monkeypatch.setattr(resampling, "MAX_UNITS", 400)
+    monkeypatch.setattr(resampling, "MIN_UNITS", 50)
+    units, of_units = drawing_units(strata, np.random.default_rng(0))
+    assert (of_units[units] == strata).all() and set(units) == set(range(len(of_units))) and len(of_units) <= 400 + 10
+    sizes = np.bincount(units)
+    assert [np.bincount(of_units)[stratum] for stratum in (1, 2)] == [90, 5]
+    assert sizes[of_units == 0].max() - np.sort(sizes[of_units == 0])[1] <= 1  # but for what is left over
+    assert (np.diff(units[:3000]) != 0).mean() > 0.9  # at random, not in the order of rows
+
+
+def test_groups_of_lesions_and_cells_of_scores_tell_the_spread_of_all(monkeypatch):
+    data = draw(5, n=6000, decimals=12)
+    sample = make_sample(**{**data, "folds": None})
+    strata = np.zeros(sample.lesions.max() + 1, dtype=int)
+    found = []
+    for units, cells in ((10**6, 10**6), (400, 150)):
+        monkeypatch.setattr(resampling, "MAX_UNITS", units)
+        monkeypatch.setattr(weighted, "CURVE_CELLS", cells)
+        found.append(estimate_parts({0: sample}, strata, 400, np.random.default_rng(1))[0])
+    for name in ("auprc", "brier", "calibration_slope"):
+        fine, coarse = (of[name] for of in found)
+        assert coarse.value == pytest.approx(fine.value, abs=1e-9), name
+        assert coarse.error == pytest.approx(fine.error, rel=0.12) and coarse.error != fine.error, name
