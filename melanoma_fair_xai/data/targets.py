@@ -1,11 +1,12 @@
 """What a classifier is asked: melanoma against the rest, against nevi, or the diagnosis itself."""
 
+import collections
 import dataclasses
 
 import numpy as np
 import pandas as pd
 
-from dataset_scripts.schema import MELANOMA_NAMES, UNKNOWN, is_nevus
+from dataset_scripts.schema import MELANOMA_NAMES, UNKNOWN, is_nevus, spelling
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.data.loading import Records, say
 
@@ -50,6 +51,11 @@ def apply_target(
         unknown = sorted(set(table["diagnosis"][keep]) - set(names))
         if unknown:
             raise UserError(f"--target diagnosis: {records.name} has {unknown[0]}, which the model does not know")
+        written = collections.Counter(map(spelling, names))
+        if alike := [repr(name) for name in names if written[spelling(name)] > 1]:
+            say(
+                f"warning: --target diagnosis: {', '.join(alike)} differ in spelling alone and are classes of their own"
+            )
         index = {name: index for index, name in enumerate(names)}
         labels = table["diagnosis"].map(index).fillna(-1).to_numpy(dtype=np.int64)
     else:

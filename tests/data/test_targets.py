@@ -77,6 +77,15 @@ def test_an_unknown_diagnosis_is_no_class(records, capsys):
     assert labels.tolist() == [1, 2, 3, 0, 3] and target.positive == [1, 3]
 
 
+def test_classes_that_differ_in_spelling_alone_are_warned_of(records, capsys):
+    records.table["diagnosis"] = ["mel", "blue nevus", "Blue-Nevus ", "bkl", "mel"]
+    apply_target(records, "diagnosis")
+    assert capsys.readouterr().err.startswith("warning: --target diagnosis: 'Blue-Nevus ', 'blue nevus' differ in")
+    records.table["diagnosis"] = ["mel", "blue nevus", "nevus", "bkl", "mel"]
+    apply_target(records, "diagnosis")
+    assert not capsys.readouterr().err
+
+
 def test_the_real_counts_of_the_original_study(real_data):
     table = pd.read_csv(real_data / "ham10000" / "HAM10000_metadata.csv")
     table["diagnosis"], table["melanoma"] = table["dx"], (table["dx"] == "mel").astype(int)
