@@ -170,7 +170,7 @@ def load_records(
         images=datasets.concatenate_datasets([_only_image(part, columns.image) for part in splits.values()]),
         table=table,
         skipped=skipped,
-        masks=_only_masks(list(splits.values())),
+        masks=_only_masks(list(splits.values()), dataset_name),
     )
     records = records.without(_unusable_rows(records), max_skipped_share)
     return _with_splits(records.select((records.table["split"] != UNUSABLE).to_numpy()), split_manifest)
@@ -251,8 +251,11 @@ def _only_image(part: datasets.Dataset, column: str) -> datasets.Dataset:
     return part.cast_column("image", datasets.Image(decode=False))
 
 
-def _only_masks(parts: list[datasets.Dataset]) -> datasets.Dataset | None:
-    names = [name for name in MASK_COLUMNS if isinstance(parts[0].features.get(name), datasets.Image)]
+def _only_masks(parts: list[datasets.Dataset], where: str) -> datasets.Dataset | None:
+    given = [name for name in MASK_COLUMNS if name in parts[0].column_names]
+    names = [name for name in given if isinstance(parts[0].features[name], datasets.Image)]
+    for name in (name for name in given if name not in names):
+        say(f"warning: {where}: column {name} holds no images, so no masks; files are named by {name}_file_name")
     if not names:
         return None
     masks = datasets.concatenate_datasets([part.select_columns(names) for part in parts])

@@ -208,6 +208,11 @@ def test_files_that_load_dataset_takes_for_no_images_and_tables_in_utf_16_are_na
             load_records(str(place), columns=KIND)
 
 
+def test_masks_that_are_only_names_are_said_to_be_none(tmp_path, capfd):
+    assert load(tmp_path / "own", melanoma=cycle(0, 1), mask="m.png").masks is None
+    assert "column mask holds no images, so no masks; files are named by mask_file_name" in capfd.readouterr().err
+
+
 def test_an_image_that_is_none_is_set_aside(tmp_path):
     images = [{"bytes": png(), "path": None}] * (ROWS - 1) + [None]
     records = load(tmp_path / "own", image=images, melanoma=cycle(0, 1))
