@@ -77,6 +77,7 @@ def _own_pipeline(folder: Path) -> LesionPipeline:
         diffusers.UNet2DModel.from_pretrained(folder, subfolder="unet", use_safetensors=True),
         LesionConditioner.from_pretrained(folder, subfolder="conditioner", use_safetensors=True),
         diffusers.DPMSolverMultistepScheduler.from_pretrained(folder, subfolder="scheduler"),
+        index.get("band_scales"),
     )
 
 

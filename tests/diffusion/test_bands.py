@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from melanoma_fair_xai.diffusion.export import export_pipeline
+from melanoma_fair_xai.diffusion.generation import load_pipeline
 from melanoma_fair_xai.diffusion.pipeline_lesion import band_names, from_bands, to_bands
 from melanoma_fair_xai.diffusion.process import (
     DETAIL_DEVIATION,
@@ -106,11 +107,13 @@ def test_scales_are_exported_and_an_export_without_them_is_of_pixels(banded, pip
     index = tmp_path / "pixels" / "model_index.json"
     index.write_text(json.dumps({k: v for k, v in json.loads(index.read_text()).items() if k != "band_scales"}))
     for one, name in ((banded, "bands"), (pipeline, "pixels")):
-        loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path / name, trust_remote_code=True)
-        loaded.set_progress_bar_config(disable=True)
-        drawn = [
-            p(num_inference_steps=2, output_type="np", generator=torch.Generator().manual_seed(0)).images
-            for p in (one, loaded)
-        ]
-        np.testing.assert_allclose(*drawn, atol=1e-4)
-        assert dict(loaded.config.band_scales) == dict(one.config.band_scales)
+        drawn = []
+        for own_code in (True, False):
+            loaded = load_pipeline(str(tmp_path / name), trust_remote_code=own_code)
+            assert dict(loaded.config.band_scales) == dict(one.config.band_scales)
+            for p in (one, loaded):
+                p.set_progress_bar_config(disable=True)
+                options = dict(num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np")
+                drawn.append(p(**options).images)
+        for images_again in drawn:
+            np.testing.assert_allclose(images_again, drawn[0], atol=1e-4)
