@@ -1,13 +1,17 @@
 """What is asked of the Hub: a copy of a repository, or one commit and a tag with what is published."""
 
 import contextlib
+import functools
+import queue
 import re
 import shlex
+import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, DatasetInfo, HfApi, ModelInfo, constants
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -18,11 +22,44 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils import get_session, validate_repo_id
 
 from .errors import UserError, read_problem
 from .publication import Publication
 from .push_arguments import check_tag
+
+CONTACT = 5  # seconds that the Hub has for its first answer
+
+
+@functools.cache
+def look_for_hub() -> str | None:
+    """Why the Hub cannot be reached, or None if it can or is not to be asked; asked once, before its clients are.
+
+    Each of them would try again and again, for more than a minute in all. Where the Hub does not answer they are told
+    that they are offline: what was fetched before serves.
+    """
+    if constants.is_offline_mode():
+        return None
+    answers: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=CONTACT)
+        except HTTPError as error:
+            answers.put(read_problem(error))
+        else:
+            answers.put(None)
+
+    threading.Thread(target=ask, daemon=True).start()  # the look-up of a host's name has no deadline of its own
+    try:
+        problem = answers.get(timeout=CONTACT)
+    except queue.Empty:
+        problem = f"no answer within {CONTACT} seconds"
+    if problem:
+        constants.HF_HUB_OFFLINE = True
+        if "datasets" in sys.modules:
+            sys.modules["datasets"].config.HF_HUB_OFFLINE = True
+    return problem
 
 
 def local_folder(folder_or_id: str, files: Sequence[str], revision: str | None = None) -> Path:
@@ -39,6 +76,7 @@ def local_folder(folder_or_id: str, files: Sequence[str], revision: str | None =
             if not (path.is_file() or path.is_dir()):  # a pipe would be waited for
                 raise UserError(f"{path}: not a regular file")
         return folder
+    look_for_hub()
     try:
         return Path(huggingface_hub.snapshot_download(folder_or_id, revision=revision, allow_patterns=list(files)))
     except HFValidationError:
@@ -66,6 +104,7 @@ def open_repository(
     and where the repository is public but `private` is asked for; `advice` ends what it says.
     """
     check_repo_id(repo_id)
+    look_for_hub()
     api = HfApi()
     with hub_errors(repo_id, advice):
         user = api.whoami()["name"] if huggingface_hub.get_token() else None
@@ -161,8 +200,9 @@ def hub_problem(error: BaseException | None) -> str | None:
             return "no such repository on the Hub, or a private one; check the name, and who you are: `hf auth whoami`"
         if isinstance(error, HfHubHTTPError):
             return _status_problem(error)
-        if isinstance(error, OfflineModeIsEnabled):
-            return "not asked for, because HF_HUB_OFFLINE is set"
+        if isinstance(error, OfflineModeIsEnabled) or "(OfflineModeIsEnabled)" in str(error):  # as `datasets` says it
+            silence = look_for_hub()
+            return f"no connection to the Hub ({silence})" if silence else "not asked for, as HF_HUB_OFFLINE is set"
         if isinstance(error, LocalTokenNotFoundError):
             return "no token of the Hub; log in with `hf auth login`, or set HF_TOKEN"
         if isinstance(error, HTTPError):

@@ -16,7 +16,7 @@ from torch import nn
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.base.files import weights_problem
-from melanoma_fair_xai.base.hub_client import local_folder
+from melanoma_fair_xai.base.hub_client import hub_problem, local_folder, look_for_hub
 from melanoma_fair_xai.data.images import Preprocessing
 
 CONFIG_NAME = "config.json"
@@ -355,11 +355,13 @@ def _download_timm_weights(name: str) -> Path:
     if config is None or not config.hf_hub_id:
         raise UserError(f"--model_name_or_path {name}: timm has no weights for it on the Hub\n{ways_out}")
     names = [WEIGHTS_NAME, "open_clip_model.safetensors"]
+    look_for_hub()
     try:
-        # Not through timm: without a network it tries for 50 seconds, and it would also take a pickle.
+        # Not through timm, which would also take a pickle.
         folder = Path(huggingface_hub.snapshot_download(config.hf_hub_id, allow_patterns=names))
     except OSError as error:
-        raise UserError(f"{config.hf_hub_id}: cannot fetch the weights ({_first_line(error)})\n{ways_out}") from None
+        reason = hub_problem(error) or _first_line(error)
+        raise UserError(f"{config.hf_hub_id}: cannot fetch the weights ({reason})\n{ways_out}") from None
     path = next((folder / name for name in names if (folder / name).is_file()), None)
     if path is None:
         raise UserError(f"{config.hf_hub_id}: no safetensors weights there\n{ways_out}")

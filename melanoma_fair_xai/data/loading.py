@@ -41,7 +41,7 @@ from dataset_scripts.splits import (
     write_manifest,
 )
 from melanoma_fair_xai.base.errors import UserError, read_problem
-from melanoma_fair_xai.base.hub_client import hub_problem
+from melanoma_fair_xai.base.hub_client import hub_problem, look_for_hub
 from melanoma_fair_xai.base.images import IMAGE_SUFFIXES
 from melanoma_fair_xai.base.processes import available_cores
 from melanoma_fair_xai.base.tables import plain_cells, write_csv
@@ -218,6 +218,8 @@ def _load_dataset(name: str, config_name: str | None, data_dir: str | None) -> d
         # pixels of single images are not kept there.
         content = content_hash(name, by_name=IMAGE_SUFFIXES)
         cache = Path(datasets.config.HF_DATASETS_CACHE, "by_content", content)
+    else:
+        look_for_hub()
     try:
         builder = datasets.load_dataset_builder(name, config_name, data_dir=data_dir, cache_dir=cache)
         if hasattr(builder.config, "fragment_scan_options"):  # of Parquet

@@ -114,6 +114,11 @@ def licence_metadata(data: list[dict[str, Any]]) -> dict[str, str]:
     return {"license": "other", "license_name": "-and-".join(names)}
 
 
+def hub_datasets(data: dict[str, Any]) -> list[str] | None:
+    """The data set as the Hub's metadata name it, which link to it there; earlier versions did not say where it is."""
+    return [data["id"]] if data.get("on_hub", True) else None
+
+
 def population_table(population: list[dict[str, Any]]) -> str:
     """Images and melanomas of each split, overall and by group, as Markdown."""
     splits = list(population[0]["splits"])

@@ -113,7 +113,7 @@ def write_classifier_card(folder: Path, output: Path | None = None) -> Path:
         library_name="timm",
         pipeline_tag="image-classification",
         tags=[*card.TAGS, "fairness", *(["phantom"] if data["phantoms"] else [])],
-        datasets=[data["id"]],
+        datasets=card.hub_datasets(data),
         base_model=facts["start"]["base_model"],
         eval_results=eval_results(rows, data["id"], data["name"], facts["split"]),
     )

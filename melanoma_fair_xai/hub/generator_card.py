@@ -54,7 +54,7 @@ def write_generator_card(folder: Path, output: Path | None = None) -> Path:
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=[*card.TAGS, "diffusion", "synthetic", *(["phantom"] if data["phantoms"] else [])],
-        datasets=[data["id"]],
+        datasets=card.hub_datasets(data),
         widget=[{"text": "generated lesions", "output": {"url": sheet}}],
     )
     text = card.render(

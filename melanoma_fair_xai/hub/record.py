@@ -41,6 +41,7 @@ class DataFacts:
     licence: str | None = None
     citation: str = ""
     about: str = ""
+    on_hub: bool = True  # a folder's name there would be somebody else's data set
 
 
 def _source_facts(source: Source, id: str) -> DataFacts:
@@ -53,16 +54,18 @@ def data_facts(name: str) -> DataFacts:
         return _source_facts(SOURCES[name], name)
     folder = Path(name)
     short = folder.resolve().name if folder.is_dir() else without_local_paths(name)
+    on_hub = not folder.is_dir() and short == name
     try:
         card = DatasetCard.load(folder / "README.md" if folder.is_dir() else name, ignore_metadata_errors=True)
     except (OSError, ValueError, HfHubHTTPError):  # none there, or none that can be read
-        return DataFacts(short, short)
+        return DataFacts(short, short, on_hub=on_hub)
     title = card.data.get("pretty_name") or short
     for source in SOURCES.values():
         if title == source.title:
-            return _source_facts(source, short)
+            return dataclasses.replace(_source_facts(source, short), on_hub=on_hub)
     citation = re.search(r"```bibtex\n(.*?)\n```", card.text, re.DOTALL)
-    return DataFacts(short, title, card.data.get("license"), citation[1] if citation else "")
+    licence = card.data.get("license")
+    return DataFacts(short, title, licence, citation[1] if citation else "", on_hub=on_hub)
 
 
 def population(table: pd.DataFrame) -> list[dict[str, Any]]:

@@ -59,9 +59,9 @@ def test_a_planted_row_is_on_cards_by_name_and_by_its_prepared_folder(planted, t
     facts = DataFacts("toy", "Toy lesions", "cc-by-4.0", "@misc{toy}", "Squares of one shade.")
     assert data_facts("toy") == facts
     prepare_parquet(Toy(cache_dir=str(tmp_path / "cache")), str(tmp_path / "of mine"))
-    assert data_facts(str(tmp_path / "of mine")) == dataclasses.replace(facts, id="of mine")
+    assert data_facts(str(tmp_path / "of mine")) == dataclasses.replace(facts, id="of mine", on_hub=False)
     for path in ("/home/Jane Doe/of mine", "../Jane/of mine", "C:\\Jane\\of mine"):  # no longer there
-        assert data_facts(path) == DataFacts("of mine", "of mine")
+        assert data_facts(path) == DataFacts("of mine", "of mine", on_hub=False)
     card = (tmp_path / "of mine" / "README.md").read_text()
     assert f"- {LOCAL_USE_ONLY}" in card and 'load_dataset("toy")' in card and "`python -m test_builder`" in card
 

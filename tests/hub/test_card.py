@@ -133,7 +133,7 @@ def test_a_prepared_folder_tells_its_licence_and_an_unknown_one_has_none(run, tm
     (tmp_path / "own" / "README.md").write_text(head)
     card = ModelCard.load(write_card(run, str(tmp_path / "own")) / "README.md")
     assert card.data.license == "cc-by-4.0" and "Own data, target" in card.text and "@misc{own}" in card.text
-    assert card.data.eval_results[0].dataset_name == "Own data" and card.data.datasets == ["own"]
+    assert card.data.eval_results[0].dataset_name == "Own data" and card.data.datasets is None
     card = ModelCard.load(write_card(run, "nowhere") / "README.md")
     assert card.data.license == "other" and "Licence of the data: unknown" in card.text
 
@@ -254,3 +254,12 @@ def test_a_missing_figure_and_a_missing_fact_are_named(carded, tmp_path):
     (folder / "card_data.json").write_text(json.dumps(facts))
     with pytest.raises(UserError, match="command"):
         write_classifier_card(folder)
+
+
+def test_a_folder_is_no_data_set_on_the_hub(results, tmp_path):
+    (tmp_path / "clinic").mkdir()
+    for name, linked in ((str(tmp_path / "clinic"), None), ("ham10000", ["ham10000"])):
+        run = shutil.copytree(results[0], tmp_path / f"run-{linked}")
+        card = ModelCard.load(write_card(run, name) / "README.md")
+        assert card.data.datasets == linked
+        assert {result.dataset_type for result in card.data.eval_results} == {linked[0] if linked else "clinic"}
