@@ -116,7 +116,11 @@ def starting_point(name: str, pretrained: bool, weights: str | None, revision: s
     """
     if is_timm_name(name):
         if weights:
-            return {"text": f"the weights in {markdown_code(Path(weights).name)}", "base_model": None, "data": []}
+            return {
+                "text": f"the weights in {markdown_code(Path(without_local_paths(weights)).name)}",
+                "base_model": None,
+                "data": [],
+            }
         if not pretrained:
             return {"text": "random weights", "base_model": None, "data": []}
         config = timm.get_pretrained_cfg(name)
