@@ -13,9 +13,10 @@ from typing import Any
 from dataset_scripts.schema import UNKNOWN
 from melanoma_fair_xai.base.errors import run_command
 from melanoma_fair_xai.base.files import atomic_path
-from melanoma_fair_xai.base.tables import markdown_table
+from melanoma_fair_xai.base.tables import Markdown, markdown_table
+from melanoma_fair_xai.fairness.comparison import COMPARED
 from melanoma_fair_xai.fairness.groups import OVERALL
-from melanoma_fair_xai.fairness.metrics import METRICS
+from melanoma_fair_xai.fairness.metrics import AT_FIXED, METRICS
 from melanoma_fair_xai.fairness.rows import NOT_ESTIMABLE, with_interval
 from melanoma_fair_xai.hub.card import read_json, read_table
 from melanoma_fair_xai.hub.classifier_card import metric_rows
@@ -68,7 +69,7 @@ def _classifier(name: str, title: str) -> list[str]:
     tested = f"{target}, {'five folds' if facts['folds'] else 'fold 0'}"
     counts = [f"{settings['image_size']} px", f"{first.n:,}", f"{first.melanomas:,}"]
     values = [with_interval(rows[metric]) for metric in SHOWN]
-    return [f"[{title}]({name}/README.md)", tested, *counts, *values, _commit(facts)]
+    return [Markdown(f"[{title}]({name}/README.md)"), tested, *counts, *values, _commit(facts)]
 
 
 def group_table() -> str:
@@ -107,29 +108,32 @@ def generator_table() -> str:
         size = f"{facts['settings']['resolution']} px"
         count = f"{int(whole['n_generated'].iloc[0]):,}"
         shown = f"{copies['share']:.1%} [{copies['low']:.1%}, {copies['high']:.1%}]"
-        lines.append([f"[{title}]({name}/README.md)", size, count, *cells, shown, _commit(facts)])
+        lines.append([Markdown(f"[{title}]({name}/README.md)"), size, count, *cells, shown, _commit(facts)])
     return markdown_table(header, lines)
 
 
 def comparison_table(name: str, baseline: str) -> str:
     """Paired differences from a baseline by model and group, and the baseline's own ROC AUC."""
-    header = ["", "group", f"ROC AUC of {baseline}", *(f"{METRICS[metric].title}, difference" for metric in SHOWN[:3])]
+    differences = _differences(name)
+    titles = _compared(differences)
+    header = ["", "group", f"ROC AUC of {baseline}", *(f"{title}, difference" for title in titles.values())]
     lines = []
-    for (model, column, group), cells in _differences(name).items():
+    for (model, column, group), cells in differences.items():
         auc = cells["roc_auc"]
         if group != UNKNOWN:
             own = f"{auc.baseline_value:.3f}" if auc.estimable else NOT_ESTIMABLE
             shown = "all images" if column == OVERALL else f"{column} {group}"
-            lines.append([model, shown, own, *(_difference(cells[metric]) for metric in SHOWN[:3])])
+            lines.append([model, shown, own, *(_difference(cells[metric]) for metric in titles)])
     return _table(header, lines)
 
 
 def lift_table() -> str:
     """What each change does to all images: of validation, by which it may be picked, and of test."""
-    header = ["change", "ROC AUC on validation", *(f"{METRICS[metric].title} on test" for metric in SHOWN[:3])]
     validation, test = _differences("lift-validation"), _differences("lift-test")
+    titles = _compared(test)
+    header = ["change", "ROC AUC on validation", *(f"{title} on test" for title in titles.values())]
     lines = [
-        [key[0], _difference(validation[key]["roc_auc"]), *(_difference(cells[metric]) for metric in SHOWN[:3])]
+        [key[0], _difference(validation[key]["roc_auc"]), *(_difference(cells[metric]) for metric in titles)]
         for key, cells in test.items()
         if key[1] == OVERALL
     ]
@@ -166,6 +170,16 @@ def _rows(name: str, kind: str) -> list[Any]:
         return []
     table = read_table(CARDS / COMPARISONS, f"{name}.csv")
     return list(table[table["kind"] == kind].itertuples())
+
+
+def _compared(differences: dict[tuple[str, str, str], dict[str, Any]]) -> dict[str, str]:
+    """The titles of the metrics that a comparison shows: ROC AUC, those at a fixed rate, and those at own thresholds."""
+    first = next(iter(differences.values()), {})
+    names = [name for name in ("roc_auc", *AT_FIXED, *SHOWN[1:3]) if name in first or not first]
+    titles = {name: COMPARED[name].title for name in names}
+    # Comparisons of older releases do not say that they knew no better.
+    given = [name for name in titles if COMPARED[name].at_threshold and getattr(first.get(name), "conditional", True)]
+    return titles | {name: f"{titles[name]}, given the thresholds" for name in given}
 
 
 def _difference(row: Any) -> str:

@@ -80,6 +80,8 @@ def test_differences_and_gaps_are_those_of_the_comparison(monkeypatch, tmp_path)
     (tmp_path / "comparisons" / "comparison.csv").rename(tmp_path / "comparisons" / "faded.csv")
     monkeypatch.setattr(pages, "CARDS", tmp_path)
     lines = pages.comparison_table("faded", "first").splitlines()
+    assert "ROC AUC, difference | sensitivity at specificity 0.9, difference |" in lines[0]
+    assert "| sensitivity, given the thresholds, difference |" in lines[0]
     assert [line.split(" | ")[:2] for line in lines[2:]] == [
         ["| second", group] for group in ("all images", "sex female", "sex male")
     ]
