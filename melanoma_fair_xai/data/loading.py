@@ -184,9 +184,9 @@ def _unusable_rows(records: Records) -> dict[int, str]:
         for chunk in batch["image"].chunks:
             for inside, path in zip(chunk.field("bytes").is_valid(), chunk.field("path").to_pylist(), strict=True):
                 if not inside.as_py() and not (path and ("://" in path or os.path.isfile(path))):
-                    problems[row] = f"no such file: {path}" if path else "no image"
+                    problems[row] = f"no such file: {os.path.basename(path)}" if path else "no image"
                 row += 1
-    return problems
+    return dict(sorted(problems.items()))
 
 
 def _read_skipped(folder: Path) -> pd.DataFrame:

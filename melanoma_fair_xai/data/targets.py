@@ -40,14 +40,14 @@ def apply_target(
     melanoma = table["melanoma"].to_numpy(dtype=np.int64)
     if target == "melanoma_vs_nevus":
         keep &= (melanoma == 1) | table["diagnosis"].map(is_nevus).to_numpy(dtype=bool)
-        _say_left_out(table["diagnosis"][confirmed & ~keep], target)
+        _say_left_out(table["diagnosis"][confirmed & ~keep], confirmed.sum(), target)
         names, labels = ["nevus", MELANOMA_NAMES[1]], melanoma
     elif target == "melanoma_vs_rest":
         names, labels = list(MELANOMA_NAMES), melanoma
     elif target == "diagnosis":
         names = label_names or sorted(set(table["diagnosis"]) - {UNKNOWN})
         keep &= ((table["diagnosis"] != UNKNOWN) | (UNKNOWN in names)).to_numpy()
-        _say_left_out(table["diagnosis"][confirmed & ~keep], target)
+        _say_left_out(table["diagnosis"][confirmed & ~keep], confirmed.sum(), target)
         unknown = sorted(set(table["diagnosis"][keep]) - set(names))
         if unknown:
             raise UserError(f"--target diagnosis: {records.name} has {unknown[0]}, which the model does not know")
@@ -69,9 +69,9 @@ def apply_target(
     return records.select(keep), Target(target, names, positive), labels[keep]
 
 
-def _say_left_out(diagnoses: pd.Series, target: str) -> None:
+def _say_left_out(diagnoses: pd.Series, total: int, target: str) -> None:
     counts = diagnoses.value_counts()
     if len(counts):
         names = ", ".join(f"{name} {count:,}" for name, count in counts.head(20).items())
         more = f" and {len(counts) - 20} more" if len(counts) > 20 else ""
-        say(f"--target {target} leaves out {counts.sum():,} images: {names}{more}")
+        say(f"--target {target} leaves out {counts.sum():,} of {total:,} images: {names}{more}")

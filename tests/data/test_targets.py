@@ -61,7 +61,7 @@ def test_nevi_by_any_name_take_part_and_what_is_left_out_is_said(records, capsys
     records.table["diagnosis"] = ["MEL", "melanocytic-nevi", "NEV", "wart", "Melanoma"]
     kept, _, labels = apply_target(records, "melanoma_vs_nevus")
     assert kept.images["image"][:] == [0, 1, 2, 4] and labels.tolist() == [1, 0, 0, 1]
-    assert capsys.readouterr().err == "--target melanoma_vs_nevus leaves out 1 images: wart 1\n"
+    assert capsys.readouterr().err == "--target melanoma_vs_nevus leaves out 1 of 5 images: wart 1\n"
     apply_target(records, "melanoma_vs_nevus", confirmed_by_histology=True)  # the wart is none of its
     assert not capsys.readouterr().err
 
@@ -71,7 +71,7 @@ def test_an_unknown_diagnosis_is_no_class(records, capsys):
     kept, target, labels = apply_target(records, "diagnosis")
     assert target.label_names == ["bkl", "mel", "nv"] and target.positive == [1]
     assert kept.images["image"][:] == [0, 1, 3] and labels.tolist() == [1, 2, 0]
-    assert "leaves out 2 images: unknown 2" in capsys.readouterr().err
+    assert "leaves out 2 of 5 images: unknown 2" in capsys.readouterr().err
     # A model that was trained with such a class keeps it.
     kept, target, labels = apply_target(records, "diagnosis", label_names=["bkl", "mel", "nv", "unknown"])
     assert labels.tolist() == [1, 2, 3, 0, 3] and target.positive == [1, 3]
