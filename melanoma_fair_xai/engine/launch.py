@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import accelerate
@@ -123,6 +123,18 @@ def once_per_machine(accelerator: accelerate.Accelerator, function: Callable[[],
     if any(other is None for other in outcomes):
         sys.exit(2)
     return (outcome or outcomes[accelerator.process_index - accelerator.local_process_index])[0]
+
+
+def check_alike(accelerator: accelerate.Accelerator, facts: Mapping[str, Any]) -> None:
+    """UserError if a fact is another one in another process, as where machines have data of their own that differ."""
+    first, *others = gather_object([dict(facts)]) if accelerator.num_processes > 1 else [facts]
+    for process, theirs in enumerate(others, 1):
+        for name, value in first.items():
+            if theirs[name] != value:
+                raise common_error(
+                    f"{name} {value} in process 0, but {theirs[name]} in process {process};\n"
+                    "give all machines the same data and flags"
+                )
 
 
 def common_error(message: str) -> BaseException:

@@ -23,7 +23,7 @@ from melanoma_fair_xai.base.seeding import sample_generator
 from .arguments import settings
 from .checkpoints import find_checkpoint, load_checkpoint, processes_so_far, save_checkpoint
 from .ema import EMA
-from .launch import check_finite, common_error
+from .launch import check_alike, check_finite, common_error
 from .options import TrainingOptions
 from .progress import TrainingProgress, epoch_batches
 from .sampler import EpochSampler, training_loader
@@ -208,6 +208,7 @@ class Training:
         return self.begun.among(processes, whole=self.learner.needs_whole_batches)
 
     def _resume(self, path: Path | None) -> None:
+        check_alike(self.accelerator, self._facts())
         if path is not None:
             options = self.options
             load_checkpoint(self.accelerator, path, facts=self._facts(), elastic=options.allow_elastic)

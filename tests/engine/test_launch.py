@@ -6,7 +6,13 @@ import torch
 
 from melanoma_fair_xai.base.errors import UserError
 from melanoma_fair_xai.engine import launch
-from melanoma_fair_xai.engine.launch import _check_processes, check_finite, explained_errors, once_per_machine
+from melanoma_fair_xai.engine.launch import (
+    _check_processes,
+    check_alike,
+    check_finite,
+    explained_errors,
+    once_per_machine,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -81,6 +87,14 @@ def test_what_is_done_once_per_machine_is_handed_to_the_others_there(monkeypatch
     assert call_once_per_machine(monkeypatch, 0, outcomes) == ["made by 0", [0], [("made by 0",)]]
     assert call_once_per_machine(monkeypatch, 1, outcomes) == ["made by 0", [], [()]]
     assert call_once_per_machine(monkeypatch, 3, outcomes) == ["made by 2", [], [()]]
+
+
+def test_machines_that_hold_other_data_are_told_apart(monkeypatch):
+    facts, accelerator = {"split manifest": "a", "content of the images": "b"}, SimpleNamespace(num_processes=2)
+    monkeypatch.setattr(launch, "gather_object", lambda own: [*own, dict(facts)])
+    check_alike(accelerator, facts)
+    with pytest.raises(UserError, match="content of the images c in process 0, but b in process 1;\ngive all"):
+        check_alike(accelerator, {**facts, "content of the images": "c"})
 
 
 def test_if_one_machine_fails_the_others_end_quietly(monkeypatch):
