@@ -91,7 +91,8 @@ def main() -> None:
         # A layer that is not there is said before anything is read or written.
         net = LogOdds(model, info.preprocessing, info.positive)
         layer = Explainer(net, arguments.method, info.preprocessing.input_size, arguments.layer).layer
-        with open_run_folder(accelerator, arguments.output_dir, overwrite=arguments.overwrite_output_dir) as folder:
+        overwrite = arguments.overwrite_output_dir
+        with open_run_folder(accelerator, arguments.output_dir, resume=None, overwrite=overwrite) as folder:
             records, images = load_images(accelerator, arguments, data, info)
             if accelerator.is_main_process:
                 save_arguments(folder / ARGUMENTS_NAME, arguments, data)

@@ -236,3 +236,18 @@ def test_curves_agree_with_scikit_learn_and_a_loop():
     assert (np.diff(score) > 0).all() and (low <= share).all() and (share <= high).all()
     top = sample.scores >= np.quantile(sample.scores[sample.labels], 7 / 8)
     assert share[-1] == pytest.approx(sample.labels[top].mean())
+
+
+def test_names_of_models_and_columns_stay_names(tmp_path):
+    table = predictions(n=300)
+    table["![c](http://x)|d"] = table["sex"]
+    report = evaluate_predictions(table, ["![c](http://x)|d"], n_resamples=100)
+    text = report.to_markdown()
+    assert r"## !\[c\](http:\//x)\|d (primary grouping)" in text and "![c](" not in text
+    tables = {"a|b": table, "<b>": table.assign(score=1 - table["score"]), "=c": table}
+    comparison = compare(tables, ["sex"], n_resamples=100)
+    text = comparison.to_markdown()
+    assert r"## \<b> against a\|b" in text and r"Paired differences from a\|b on" in text
+    comparison.write(tmp_path)
+    rows = (tmp_path / "comparison.csv").read_text().splitlines()
+    assert any(",'=c," in row for row in rows) and not any(",=c," in row for row in rows)

@@ -61,3 +61,16 @@ def test_only_a_generator_has_a_quality_report_and_only_a_classifier_an_explanat
     facts = json.loads((folder / "card_data.json").read_text())
     (folder / "card_data.json").write_text(json.dumps({**facts, "kind": "metric"}))
     assert "of kind metric" in refusal(monkeypatch, capsys, "card", folder)
+
+
+def test_names_of_conditions_stay_names(tmp_path):
+    write_generator(tmp_path)
+    path = tmp_path / "conditioner" / "config.json"
+    config = json.loads(path.read_text())
+    names = ["![t](http://x)", '"<b>|', "nv"]
+    config["vocabularies"]["diagnosis"] = names
+    config["counts"]["diagnosis"] = dict(zip(names, (300, 400, 0), strict=True))
+    path.write_text(json.dumps(config))
+    text = write_generator_card(tmp_path).read_text()
+    assert r"| `diagnosis` | !\[t\](http:\//x) (300), " + r'"\<b>\| (400) |' in text
+    assert '    diagnosis="\\"<b>|",' in text.splitlines()  # what Python reads as that name
