@@ -173,7 +173,7 @@ def _rows(name: str, kind: str) -> list[Any]:
 
 
 def _compared(differences: dict[tuple[str, str, str], dict[str, Any]]) -> dict[str, str]:
-    """The titles of the metrics that a comparison shows: ROC AUC, those at a fixed rate, and those at own thresholds."""
+    """Titles of the metrics that a comparison shows: ROC AUC, those at a fixed rate, and those at own thresholds."""
     first = next(iter(differences.values()), {})
     names = [name for name in ("roc_auc", *AT_FIXED, *SHOWN[1:3]) if name in first or not first]
     titles = {name: COMPARED[name].title for name in names}

@@ -53,9 +53,8 @@ def apply_target(
             raise UserError(f"--target diagnosis: {records.name} has {unknown[0]}, which the model does not know")
         written = collections.Counter(map(spelling, names))
         if alike := [repr(name) for name in names if written[spelling(name)] > 1]:
-            say(
-                f"warning: --target diagnosis: {', '.join(alike)} differ in spelling alone and are classes of their own"
-            )
+            alike = ", ".join(alike)
+            say(f"warning: --target diagnosis: {alike} differ in spelling alone and are classes of their own")
         index = {name: index for index, name in enumerate(names)}
         labels = table["diagnosis"].map(index).fillna(-1).to_numpy(dtype=np.int64)
     else:
