@@ -247,7 +247,13 @@ def _run_facts(accelerator: accelerate.Accelerator, facts: Mapping[str, Any] | N
 
 
 def _read_facts(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads((path / FACTS_NAME).read_text(encoding="utf-8"))
+    facts = json.loads((path / FACTS_NAME).read_text(encoding="utf-8"))
+    if facts.get("fixed", {}).get("layout") != LAYOUT:
+        raise UserError(
+            f"{path}: written by another version of melanoma-fair-xai;\n"
+            "finish the run with that one, or start anew in another --output_dir"
+        )
+    return facts
 
 
 def processes_so_far(path: pathlib.Path) -> Processes:
@@ -266,11 +272,6 @@ def _check_processes(path: pathlib.Path, number: int) -> None:
 
 
 def _check_facts(path: pathlib.Path, written: dict[str, Any], now: dict[str, Any]) -> None:
-    if written["fixed"].get("layout") != LAYOUT:
-        raise UserError(
-            f"{path}: written by another version of melanoma-fair-xai;\n"
-            "finish the run with that one, or start anew in another --output_dir"
-        )
     for name, value in written["fixed"].items():
         if name in now["fixed"] and now["fixed"][name] != value:
             raise UserError(

@@ -230,6 +230,18 @@ def test_progress_survives_with_plain_types_only(accelerator, tmp_path):
     assert torch.equal(resumed.best_weights["net"]["w"], torch.ones(2))
 
 
+def test_a_checkpoint_that_notes_nothing_is_read_and_one_without_facts_refused(accelerator, tmp_path, capsys):
+    prepared(accelerator)
+    path = save_checkpoint(accelerator, tmp_path, 7)
+    facts = json.loads((path / "facts.json").read_text())
+    (path / "facts.json").write_text(json.dumps({"fixed": facts["fixed"]}))
+    load_checkpoint(accelerator, path)
+    assert f"was written with torch None, now {torch.__version__}" in capsys.readouterr().out
+    (path / "facts.json").write_text("{}")
+    with pytest.raises(UserError, match="checkpoint-7: written by another version"):
+        load_checkpoint(accelerator, path)
+
+
 @pytest.mark.parametrize("change", [{"layout": 1}, {}])
 def test_a_checkpoint_of_another_layout_is_refused_by_name(accelerator, tmp_path, change):
     prepared(accelerator)
