@@ -179,7 +179,7 @@ def test_a_changed_pipeline_is_not_taken_for_ours_and_a_pickle_is_not_read(pipel
         (tmp_path / "model_index.json").write_text(json.dumps(changed))
         with pytest.raises(UserError, match=f"its {part.strip('_')} is .*Network.*--trust_remote_code runs that"):
             load_pipeline(str(tmp_path))
-    (tmp_path / "model_index.json").write_text(json.dumps(index))
+    (tmp_path / "model_index.json").write_text(json.dumps({**index, "_sha256": {}}))
     weights = tmp_path / "conditioner" / "diffusion_pytorch_model.safetensors"
     torch.save(pipeline.conditioner.state_dict(), weights.with_suffix(".bin"))
     weights.unlink()
