@@ -11,7 +11,7 @@ import re
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
 import filelock
@@ -89,6 +89,17 @@ def made_folder(folder: str | os.PathLike) -> Iterator[None]:
         for path in made:
             with contextlib.suppress(OSError):
                 path.rmdir()
+
+
+def check_replaceable(folder: str | os.PathLike, beginnings: Mapping[str, str]) -> None:
+    """UserError for a file that a report would replace, and that does not begin as an earlier report's of its name."""
+    for name, beginning in beginnings.items():
+        path = pathlib.Path(folder, name)
+        if os.path.lexists(path):
+            with contextlib.suppress(OSError), open_regular(path) as file:
+                if file.read(len(beginning)) == beginning.encode():
+                    continue
+            raise UserError(f"{path}: not of an earlier report, and would be lost; choose another --output_dir")
 
 
 def sync_to_disk(path: pathlib.Path) -> None:

@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from melanoma_fair_xai.data.images import Preprocessing
 
 FACTS_NAME = "quality.json"  # what was measured, and with what
+# How the files begin that a later report may replace.
+REPORT = {"quality.md": "# Quality of generated images", "quality.csv": "scope,n_generated,"}
+REPORT |= {"copies.csv": "image_id,", "copy_shares.csv": "scope,n,copies,", FACTS_NAME: '{\n  "feature_model":'}
 
 
 @dataclass
@@ -54,12 +57,13 @@ def main() -> None:
 
 def measure(arguments: argparse.Namespace) -> None:
     from dataset_scripts.splits import assign_folds, lesion_strata
-    from melanoma_fair_xai.base.files import atomic_path, write_json
+    from melanoma_fair_xai.base.files import atomic_path, check_replaceable, write_json
     from melanoma_fair_xai.base.tables import write_csv
     from melanoma_fair_xai.data.loading import is_synthetic, load_records, load_synthetic
     from melanoma_fair_xai.diffusion import sample_report
     from melanoma_fair_xai.engine.launch import create_accelerator
 
+    check_replaceable(arguments.output_dir, REPORT)
     accelerator = create_accelerator()
     real = load_records(arguments.real, arguments.dataset_config_name, arguments.data_dir)
     if is_synthetic(real.table).any():

@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from melanoma_fair_xai.base.errors import UserError, run_command
-from melanoma_fair_xai.base.files import locked
+from melanoma_fair_xai.base.files import check_replaceable, locked
 from melanoma_fair_xai.base.flags import Parser, flag
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LOCK_NAME = ".melanoma-fair-xai-report.lock"  # another than that of a run, in whose folder a report may be written
+# How the files begin that a later report may replace.
+REPORT = {"fairness.md": "# Performance by group", "fairness.csv": "kind,group_column,"}
+COMPARISON = {"comparison.md": "# Models compared", "comparison.csv": "kind,group_column,"}
 
 # What does the work is imported once the flags are read: neither --help nor a wrong flag need wait for the statistics.
 
@@ -71,6 +74,7 @@ def evaluate_runs(arguments: list[str]) -> None:
     parser.add_argument("predictions", nargs="+", help="Parquet tables, or run folders, that are evaluated together")
     parser.add_flags(EvaluationArguments)
     options = parser.parse_args(arguments)
+    check_replaceable(options.output_dir, REPORT)
     from .predictions import read_predictions
     from .stratified import evaluate_predictions
 
@@ -102,6 +106,7 @@ def compare_runs(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if len(set(options.runs)) < len(options.runs):
         raise UserError("a run is named twice; give different runs to compare")
+    check_replaceable(options.output_dir, COMPARISON)
     from .comparison import compare
     from .predictions import read_predictions, read_validation
 

@@ -266,6 +266,8 @@ def test_planted_copies_of_training_images_are_found_by_the_command(phantoms, tm
     assert row["n_generated"] == 40 and 0.4 < row["n_reference"] / len(held_out) < 0.6
     lesions = [set(half.table["lesion_id"]) for half in halves]
     assert not lesions[0] & lesions[1] and lesions[0] | lesions[1] == set(held_out["lesion_id"])
+    for name, beginning in quality.REPORT.items():
+        assert (tmp_path / "quality" / name).read_text().startswith(beginning), "or it could not be replaced"
     facts = json.loads((tmp_path / "quality" / "quality.json").read_text())
     assert crops == [("center", 1.0)] * 2
     unsaid = dict.fromkeys(("scheduler", "guidance_scale", "guidance_interval", "precision"))

@@ -1,4 +1,5 @@
 import fcntl
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import pandas as pd
 import pytest
 
 from melanoma_fair_xai.base.errors import UserError
+from melanoma_fair_xai.base.files import check_replaceable
 from melanoma_fair_xai.fairness import compare, evaluate_predictions, read_predictions
-from melanoma_fair_xai.fairness.__main__ import compare_runs, evaluate_runs
+from melanoma_fair_xai.fairness.__main__ import COMPARISON, REPORT, compare_runs, evaluate_runs
 from melanoma_fair_xai.fairness.estimates import roc_auc
 from melanoma_fair_xai.fairness.figures import reliability, roc_curve
 from melanoma_fair_xai.fairness.predictions import save_predictions
@@ -54,6 +56,7 @@ def test_the_command_finds_a_planted_gap_and_writes_everything(tmp_path):
         "--output_dir", tmp_path / "report",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
+    check_replaceable(tmp_path / "report", REPORT)  # by a later one
     table = pd.read_csv(tmp_path / "report" / "fairness.csv")
     assert set(table["group_column"]) == {"all", "fitzpatrick_group", *groups}
     tested = table[table["p_holm"].notna()]
@@ -109,6 +112,23 @@ def test_reports_that_go_to_one_folder_are_written_one_after_the_other(tmp_path,
     evaluate_runs([table, "--output_dir", folder])
     compare_runs([table, str(tmp_path / "." / "test.parquet").replace("/test", "//test"), "--output_dir", folder])
     assert written == [folder] * 2
+
+
+@pytest.mark.parametrize(
+    ("command", "names"),
+    [(evaluate_runs, ["fairness.md", "fairness.csv"]), (compare_runs, ["comparison.md", "comparison.csv"])],
+)
+def test_a_report_replaces_nothing_but_an_earlier_one(tmp_path, command, names):
+    runs = [str(tmp_path / name) for name in ("a.parquet", "b.parquet")][: 2 if command is compare_runs else 1]
+    for run in runs:
+        predictions(n=60).to_parquet(run)
+    for name in names:
+        (tmp_path / "mine").mkdir(exist_ok=True)
+        (tmp_path / "mine" / name).write_text("theirs")
+        with pytest.raises(UserError, match=f"{name}: not of an earlier report, and would be lost"):
+            command([*runs, "--output_dir", str(tmp_path / "mine")])
+        assert os.listdir(tmp_path / "mine") == [name] and (tmp_path / "mine" / name).read_text() == "theirs"
+        (tmp_path / "mine" / name).unlink()
 
 
 def test_user_errors_name_what_is_wrong(tmp_path):
@@ -207,6 +227,7 @@ def test_runs_are_compared_from_the_command_line(tmp_path):
     runs = tmp_path / "first", tmp_path / "second"
     result = run("compare", *runs, "--group_by", "sex", "--case_control", "--output_dir", tmp_path / "report")
     assert result.returncode == 0, result.stderr
+    check_replaceable(tmp_path / "report", COMPARISON)
     assert "second against first" in (tmp_path / "report" / "comparison.md").read_text()
     table = pd.read_csv(tmp_path / "report" / "comparison.csv")
     assert set(table["kind"]) == {"difference", "gap"} and set(table["model"]) == {"second"}
