@@ -4,7 +4,8 @@
         --method gradcam --output_dir report/
     python explain.py --model_name_or_path runs/r18 --images a.jpg folder/ --output_dir report/
 
-`accelerate launch explain.py ...` shares the work among processes. What is in --output_dir is described in the README.
+`accelerate launch explain.py ...` shares the work among processes. Run the same command again to go on after an
+interruption. What is in --output_dir is described in the README.
 """
 
 from __future__ import annotations
@@ -13,24 +14,26 @@ import collections
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.base.flags import flag
 from melanoma_fair_xai.data.arguments import DataArguments
-from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME, parse_arguments, save_arguments
+from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME, parse_arguments, save_arguments, settings
 from melanoma_fair_xai.explain.methods import METHODS
 from melanoma_fair_xai.explain.traps import TRAPS
 
 # All else is imported where it is used, so that --help and wrong flags answer at once.
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     import pandas as pd
     from accelerate import Accelerator
 
     from melanoma_fair_xai.classifier.export import ClassifierInfo
     from melanoma_fair_xai.data.loading import Records
-    from melanoma_fair_xai.explain.batches import Images
+    from melanoma_fair_xai.explain.record import Source
 
 
 @dataclass
@@ -65,13 +68,16 @@ def main() -> None:
         check(arguments, data)
     from accelerate.utils import set_seed
 
+    from melanoma_fair_xai.base.files import plain
     from melanoma_fair_xai.classifier.export import load_classifier
-    from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors
+    from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process
     from melanoma_fair_xai.engine.run_folder import open_run_folder
+    from melanoma_fair_xai.engine.weights import weights_hash
     from melanoma_fair_xai.explain.attributions import Explainer, LogOdds
-    from melanoma_fair_xai.explain.batches import Options, explain_images
+    from melanoma_fair_xai.explain.batches import BatchExplainer, Options
     from melanoma_fair_xai.explain.layers import describe_layers, map_layers
-    from melanoma_fair_xai.explain.page import Facts, write_report
+    from melanoma_fair_xai.explain.page import REPORT_NAME, VERSIONS, Facts, write_report
+    from melanoma_fair_xai.explain.record import Record
 
     model, info = load_classifier(arguments.model_name_or_path, arguments.revision)
     if arguments.list_layers:
@@ -92,17 +98,30 @@ def main() -> None:
         net = LogOdds(model, info.preprocessing, info.positive)
         layer = Explainer(net, arguments.method, info.preprocessing.input_size, arguments.layer).layer
         overwrite = arguments.overwrite_output_dir
-        with open_run_folder(accelerator, arguments.output_dir, resume=None, overwrite=overwrite) as folder:
-            records, images = load_images(accelerator, arguments, data, info)
-            if accelerator.is_main_process:
-                save_arguments(folder / ARGUMENTS_NAME, arguments, data)
+        with open_run_folder(accelerator, arguments.output_dir, resume=not overwrite, overwrite=overwrite) as folder:
+            made_of = {"weights": weights_hash(model), "threshold": info.threshold, **VERSIONS}
+            made_with = {**settings(arguments, data), **plain(made_of)}
+            on_main_process(accelerator, lambda: check_folder(folder, made_with))
+            records, source, content = load_images(accelerator, arguments, data, info)
+            record = Record(folder, source, options.batch_size)
+
+            def begin() -> bool:
+                check_folder(folder, {"content": content})
+                save_arguments(folder / ARGUMENTS_NAME, arguments, data, **made_of, content=content)
                 records.write_skipped(folder)
-            explanations = explain_images(accelerator, model, info, images, options)
+                if is_whole := (folder / REPORT_NAME).is_file():
+                    record.remove()
+                return is_whole
+
+            if on_main_process(accelerator, begin):
+                accelerator.print(f"report: {folder / REPORT_NAME}, made before by the same command")
+                return
+            record.complete(accelerator, BatchExplainer(model, info, options, accelerator.device))
             if accelerator.is_main_process:
-                explanations.table = full_table(records.table, explanations.table, info)
+                table = full_table(records.table, record.table(), info)
                 facts = Facts(
                     model=arguments.model_name_or_path,
-                    data=data.dataset_name or f"{len(images.ids)} images by name",
+                    data=data.dataset_name or f"{len(source.ids)} images by name",
                     split="" if arguments.images else data.split,
                     phantoms=records.are_phantoms,
                     layer=layer,
@@ -110,7 +129,8 @@ def main() -> None:
                     skipped=int((~records.skipped["image_id"].isin(records.table["image_id"])).sum()),
                     command=" ".join(["python", *sys.argv]),
                 )
-                print(write_report(folder, explanations, images.pixels, facts, arguments.gallery))
+                print(write_report(folder, table, record, facts, arguments.gallery))
+                record.remove()
 
 
 def check(arguments: ExplainArguments, data: SplitArguments) -> None:
@@ -121,9 +141,23 @@ def check(arguments: ExplainArguments, data: SplitArguments) -> None:
         raise UserError(f"--output_dir {arguments.output_dir}: the model's own folder; choose another")
 
 
+def check_folder(folder: Path, made_with: dict[str, Any]) -> None:
+    """UserError if the folder has an explanation that was made with anything else, or another run."""
+    from melanoma_fair_xai.hub.card import read_json
+
+    earlier = read_json(folder, ARGUMENTS_NAME) if (folder / ARGUMENTS_NAME).is_file() else made_with
+    for name, value in made_with.items():
+        if earlier.get(name) != value:
+            there = f"made with {name} {earlier[name]}, not {value}" if name in earlier else "holds another run"
+            raise UserError(
+                f"--output_dir {folder}: {there};\n"
+                "choose another folder, or replace what a run wrote there with --overwrite_output_dir"
+            )
+
+
 def load_images(
     accelerator: Accelerator, arguments: ExplainArguments, data: SplitArguments, info: ClassifierInfo
-) -> tuple[Records, Images]:
+) -> tuple[Records, Source, str]:
     """The records to explain and their pixels and masks, as the model sees them; what cannot be used is set aside."""
     import numpy as np
 
@@ -131,8 +165,9 @@ def load_images(
     from melanoma_fair_xai.data.cache import PixelCache, decode_once
     from melanoma_fair_xai.data.loading import UNUSABLE
     from melanoma_fair_xai.data.masks import decode_masks, lesion_masks
-    from melanoma_fair_xai.engine.launch import once_per_machine
+    from melanoma_fair_xai.engine.launch import on_main_process, once_per_machine
     from melanoma_fair_xai.explain.batches import Images
+    from melanoma_fair_xai.explain.record import CHUNK, Source, content_digest
 
     def load() -> tuple[Records, PixelCache]:
         records = name_images(arguments.images) if arguments.images else load_split(data, info)
@@ -147,11 +182,29 @@ def load_images(
         raise UserError(f"--images: none can be used; the first: {first['image_id']}: {first['reason']}")
     if accelerator.is_main_process and not usable.all():
         print(f"{(~usable).sum()} of {len(usable)} images cannot be used, see {SKIPPED_NAME}", file=sys.stderr)
-    records, pixels = records.select(usable), cache.pixels[usable]
-    everybody = np.arange(len(pixels))
-    masks, problems = lesion_masks(records, everybody, info.preprocessing)
+    records, places = records.select(usable), np.flatnonzero(usable)
+    ids = records.table["image_id"].tolist()
+    has_artefacts = records.masks is not None and "artefact_mask" in records.masks.column_names
+
+    def read(rows: np.ndarray) -> tuple[Images, dict[int, str]]:
+        masks, problems = lesion_masks(records, rows, info.preprocessing)
+        artefacts = decode_masks(records.masks, "artefact_mask", rows, info.preprocessing) if has_artefacts else None
+        return Images([ids[row] for row in rows], cache.pixels[places[rows]], masks, artefacts), problems
+
+    def look_through() -> tuple[str, np.ndarray, dict[int, str]]:
+        masked, all_problems = np.zeros(len(ids), dtype=bool), {}
+
+        def batches() -> Iterator[Images]:
+            for rows in np.array_split(np.arange(len(ids)), -(-len(ids) // CHUNK)):
+                batch, problems = read(rows)
+                masked[rows] = batch.masks.any((1, 2))
+                all_problems.update(problems)
+                yield batch
+
+        return content_digest(batches()), masked, all_problems
+
+    content, masked, problems = on_main_process(accelerator, look_through)
     records = records.listing({row: f"mask: {problem}" for row, problem in problems.items()})
-    masked = masks.any((1, 2))
     reason = f" (the first: {next(iter(problems.values()))})" if problems else ""
     erasers = [trap for trap in arguments.trap if TRAPS[trap].needs_masks]
     if erasers and not masked.any():
@@ -164,10 +217,7 @@ def load_images(
             "what is measured against masks, or erases by them, leaves these out",
             file=sys.stderr,
         )
-    artefacts = None
-    if records.masks is not None and "artefact_mask" in records.masks.column_names:
-        artefacts = decode_masks(records.masks, "artefact_mask", everybody, info.preprocessing)
-    return records, Images(records.table["image_id"].tolist(), pixels, masks if masked.any() else None, artefacts)
+    return records, Source(ids, lambda rows: read(rows)[0]), content
 
 
 def load_split(data: SplitArguments, info: ClassifierInfo) -> Records:

@@ -77,8 +77,9 @@ def main() -> None:
     (arguments,) = parse_arguments(GenerateArguments)
     check_arguments(arguments)
     from melanoma_fair_xai.base.files import plain
-    from melanoma_fair_xai.diffusion.generation import check_conditions, load_pipeline, weights_hash
+    from melanoma_fair_xai.diffusion.generation import check_conditions, load_pipeline
     from melanoma_fair_xai.engine.launch import create_accelerator, explained_errors, on_main_process
+    from melanoma_fair_xai.engine.weights import weights_hash
 
     with explained_errors("--batch_size", "run the same command again"):
         accelerator = create_accelerator()
@@ -87,7 +88,8 @@ def main() -> None:
         conditions = plan(arguments, pipeline, records)
         notes = check_conditions(pipeline.conditioner, conditions, arguments.conditions or "conditions")
         accelerator.print("\n".join(f"warning: {note}" for note in notes), end="\n" if notes else "")
-        settings = plain({**asdict(arguments), "weights": weights_hash(pipeline)})
+        weights = weights_hash(pipeline.unet, pipeline.conditioner)
+        settings = plain({**asdict(arguments), "weights": weights})
         folder = Path(arguments.output_dir)
         with contextlib.ExitStack() as stack:
             on_main_process(accelerator, lambda: stack.enter_context(open_folder(folder, settings)))

@@ -2,10 +2,13 @@
 
 import io
 import json
+import random
 import re
 import shutil
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +22,16 @@ import explain
 from melanoma_fair_xai.base.errors import UserError, run_command
 from melanoma_fair_xai.classifier.export import ClassifierInfo, export_classifier
 from melanoma_fair_xai.data.images import Preprocessing
+from melanoma_fair_xai.engine.arguments import save_arguments, settings
 from melanoma_fair_xai.explain.controls import CONTROLS
 from melanoma_fair_xai.explain.measures import COMPARED, MEASURES
 from melanoma_fair_xai.explain.methods import METHODS, Method
 from melanoma_fair_xai.hub import explanation
+
+sys.path.append(str(Path(__file__).parent / "engine"))
+from toy_runs import CONTEXT, running  # noqa: E402
+
+CONTEXT.set_forkserver_preload(["explain", "captum.attr", "timm", "matplotlib.figure"])
 
 REPOSITORY = Path(explain.__file__).parent
 PREPROCESSING = Preprocessing((3, 32, 32), "bicubic", (0.5, 0.4, 0.3), (0.2, 0.2, 0.2), 1.0, "squash")
@@ -193,6 +202,78 @@ def test_two_processes_find_what_one_finds(report, model, phantoms, tmp_path):
     pd.testing.assert_frame_equal(one, two, check_exact=True)
     first, second = (np.load(folder / "attributions.npz") for folder in (report, tmp_path / "two"))
     assert all(np.array_equal(first[name], second[name], equal_nan=name != "ids") for name in first)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_with_the_same_files(model, phantoms, tmp_path, record_property):
+    seed = random.SystemRandom().randrange(10**6)
+    generator = random.Random(seed)
+    folder = tmp_path / "report"
+    flags = ["--model_name_or_path", str(model), "--dataset_name", str(phantoms), "--eval_batch_size", "12"]
+    flags += ["--trap", "ruler", "erase_lesion", "--layer", "layer2", "--gallery", "2"]
+
+    def finish() -> str:
+        with running(folder, *flags, module="explain") as run:
+            assert run.wait(600) == [0], run.text
+            return run.text
+
+    finish()
+    whole = contents(folder)
+    assert len([name for name in whole if name.startswith("overlays/")]) > 20
+    assert not [name for name in whole if name.startswith("unfinished/")]
+    shutil.rmtree(folder)
+    kept = []
+    for _ in range(3):
+        batches = generator.randint(1, 11)
+        with running(folder, *flags, module="explain") as run:
+            run.wait_until(lambda batches=batches: len(list(folder.glob("unfinished/0*.npz"))) >= batches)
+            time.sleep(generator.uniform(0, 2))
+            run.kill()
+        kept.append(len(list(folder.glob("unfinished/0*.npz"))))
+        finish()
+        assert contents(folder) == whole, f"seed {seed}, {kept[-1]} batches kept"
+        assert "made before by the same command" in finish()
+        assert contents(folder) == whole
+        shutil.rmtree(folder)
+    record_property(
+        "measured", f"explain.py, seed {seed}: killed with {kept} of 11 batches: 0 of {len(whole)} files differ"
+    )
+
+
+def test_the_same_command_finds_its_report_whole(report, model, phantoms, monkeypatch, capsys):
+    flags = ["--model_name_or_path", model, "--dataset_name", phantoms, "--output_dir", report]
+    flags += ["--trap", "ruler", "erase_lesion", "--eval_batch_size", "32", "--layer", "layer2", "--gallery", "2"]
+    before = contents(report)
+    launch(monkeypatch, *flags)
+    assert capsys.readouterr().out == f"report: {report / 'report.html'}, made before by the same command\n"
+    assert contents(report) == before
+    assert "made with seed 0, not 1" in failure(monkeypatch, capsys, *flags, "--seed", "1")
+
+
+def test_an_explanation_of_something_else_is_not_gone_on_with(tmp_path):
+    arguments, data = explain.ExplainArguments(model_name_or_path="model"), explain.SplitArguments(dataset_name="data")
+    made_with = {**settings(arguments, data), "weights": "a", "threshold": 0.1, "torch": "2"}
+    explain.check_folder(tmp_path, made_with)
+    save_arguments(
+        tmp_path / "training_args.json", arguments, data, weights="a", threshold=0.1, torch="2", content="b"
+    )
+    explain.check_folder(tmp_path, made_with)
+    explain.check_folder(tmp_path, settings(replace(arguments, output_dir="moved"), replace(data, data_dir="moved")))
+    explain.check_folder(tmp_path, {"content": "b"})
+    others = [{name: "other"} for name in ("weights", "threshold", "torch", "content")]
+    changes = {"method": "occlusion", "eval_batch_size": 8, "trap": ["ink"], "max_samples": 4}
+    others += [settings(replace(arguments, **{name: value})) for name, value in changes.items()]
+    for other in [*others, settings(replace(data, split="train"))]:
+        with pytest.raises(UserError, match=r"made with \w+ .*, not .*;\n.*--overwrite_output_dir"):
+            explain.check_folder(tmp_path, other)
+    save_arguments(tmp_path / "training_args.json", data)
+    with pytest.raises(UserError, match="holds another run;"):
+        explain.check_folder(tmp_path, made_with)
 
 
 def encoded(image: PIL.Image.Image, kind: str, **options) -> bytes:

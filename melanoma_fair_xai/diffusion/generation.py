@@ -1,6 +1,5 @@
 """What generate.py is made of: conditions to ask for, a seed per image, and images that say how they were made."""
 
-import hashlib
 import itertools
 import json
 import warnings
@@ -86,16 +85,6 @@ def _foreign_pipeline(folder: Path) -> diffusers.DiffusionPipeline:
     # Each load copies the pipeline's code to the same place, where another process may be reading it.
     with filelock.FileLock(Path(HF_MODULES_CACHE, "lesion_pipeline.lock")):
         return diffusers.DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, use_safetensors=True)
-
-
-def weights_hash(pipeline: diffusers.DiffusionPipeline) -> str:
-    """SHA-256 of all weights of a pipeline, by name."""
-    digest = hashlib.sha256()
-    for module in (pipeline.unet, pipeline.conditioner):
-        for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -53,6 +53,7 @@ WRITTEN_BY_A_RUN = (
     "controls.csv",
     "groups.csv",
     "overlays",
+    "unfinished",
     "report.html",
 )
 
@@ -67,15 +68,14 @@ def open_run_folder(
     accelerator: accelerate.Accelerator,
     output_dir: str | os.PathLike,
     *,
-    resume: bool | None = False,
+    resume: bool = False,
     overwrite: bool = False,
 ) -> Iterator[pathlib.Path]:
     """The folder, made if need be and locked by the main process until the block or the process ends.
 
-    UserError if it is in use by another run, cannot be written, or is not empty without `resume` (None for a command
-    that cannot go on with what it has begun) or `overwrite`. With `overwrite`, what an earlier run wrote is removed;
-    with either, a folder that no run wrote is refused. Files that a killed run left half-written are removed. A run
-    that is refused, or ends before it wrote a file, leaves nothing.
+    UserError if it is in use by another run, cannot be written, or is not empty without `resume` or `overwrite`. With
+    `overwrite`, what an earlier run wrote is removed; with either, a folder that no run wrote is refused. Files that
+    a killed run left half-written are removed. A run that is refused, or ends before it wrote a file, leaves nothing.
     """
     folder = pathlib.Path(output_dir)
     with contextlib.ExitStack() as stack:
@@ -99,15 +99,14 @@ def open_run_folder(
         yield folder
 
 
-def _check_owner(folder: pathlib.Path, resume: bool | None, overwrite: bool) -> None:
+def _check_owner(folder: pathlib.Path, resume: bool, overwrite: bool) -> None:
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     if LOCK_NAME in names:  # what is half-written there is of a run that had only begun when it was killed
         names = {name for name in names if name != LOCK_NAME and not name.startswith(PARTIAL_PREFIX)}
     if names and not (resume or overwrite):
-        go_on = "" if resume is None else ", continue with --resume_from_checkpoint latest"
         raise UserError(
-            f"--output_dir {folder}: not empty; choose another folder{go_on}, "
-            "or replace it with --overwrite_output_dir"
+            f"--output_dir {folder}: not empty; choose another folder, continue with "
+            "--resume_from_checkpoint latest, or replace it with --overwrite_output_dir"
         )
     if names and not is_run_folder(folder):
         raise UserError(f"--output_dir {folder}: not empty, and not written by a run; choose another folder")

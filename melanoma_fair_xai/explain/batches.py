@@ -1,4 +1,4 @@
-"""Images explained batch by batch: scores, maps, measures, controls and traps; shared by all processes."""
+"""A batch of images explained: scores, maps, measures, controls and traps."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,10 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from accelerate import Accelerator
-from accelerate.utils import gather_object
 from torch import nn
-from tqdm.auto import tqdm
 
 from dataset_scripts.phantom.drawing import ARTEFACT_BITS
 from melanoma_fair_xai.base.seeding import sample_generator
@@ -40,16 +37,12 @@ class Options:
 
 @dataclass
 class Images:
-    """What is explained: uint8 pixels (N, H, W, 3), masks bool (N, H, W) and artefact bits uint8 (N, H, W) or None."""
+    """A batch of images: uint8 pixels (N, H, W, 3), masks bool (N, H, W) and artefact bits uint8 (N, H, W) or None."""
 
     ids: list[str]
     pixels: np.ndarray
     masks: np.ndarray | None = None
     artefacts: np.ndarray | None = None
-
-    def rows(self, rows: np.ndarray) -> "Images":
-        parts = (None if values is None else values[rows] for values in (self.masks, self.artefacts))
-        return Images([self.ids[row] for row in rows], self.pixels[rows], *parts)
 
 
 @dataclass
@@ -146,27 +139,3 @@ class BatchExplainer:
 def column_name(measure: str, control: str = "") -> str:
     """The column of a measure of the method's map, or of a control's."""
     return f"{measure}__{control}" if control else measure
-
-
-def explain_images(
-    accelerator: Accelerator, model: nn.Module, info: ClassifierInfo, images: Images, options: Options
-) -> Explanations:
-    """Explain all images, on every process.
-
-    Whole batches are dealt to the processes in turn, so that the result is the same for any number of them.
-    """
-    explainer = BatchExplainer(model, info, options, accelerator.device)
-    size = max(1, options.batch_size // COPIES)
-    batches = np.split(np.arange(len(images.ids)), range(size, len(images.ids), size))
-    mine = range(accelerator.process_index, len(batches), accelerator.num_processes)
-    results = []
-    with tqdm(total=len(images.ids), desc="explaining", unit="image", disable=not accelerator.is_main_process) as bar:
-        for number in mine:
-            results.append((number, explainer(images.rows(batches[number]))))
-            bar.update(min(len(batches[number]) * accelerator.num_processes, bar.total - bar.n))
-    parts = [part for _, part in sorted(gather_object(results), key=lambda item: item[0])]
-    return Explanations(
-        pd.concat([part.table for part in parts], ignore_index=True),
-        np.concatenate([part.maps for part in parts]),
-        {key: np.concatenate([part.curves[key] for part in parts]) for key in parts[0].curves},
-    )

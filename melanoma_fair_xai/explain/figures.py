@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from melanoma_fair_xai.base.tables import figure_text
 
-from .batches import Explanations
 from .controls import CASCADE, CONTROLS
 from .fidelity import PERCENTILES
 from .measures import MEASURES
@@ -17,24 +16,24 @@ from .measures import MEASURES
 METHOD_COLOUR = "#000000"
 
 
-def plot_fidelity(explanations: Explanations, method: str, path: Path) -> None:
+def plot_fidelity(curves: dict[tuple[str, str], np.ndarray], method: str, path: Path) -> None:
     """The study's figure: mean curves of both kinds with the controls, and per image a box plot and a histogram."""
     figure = Figure(figsize=(10, 7), layout="constrained")
     axes = figure.subplots(2, 2)
     for axis, (kind, title) in zip(
         axes[0], [("blacken", "pixels blackened"), ("randomise", "pixels randomised")], strict=True
     ):
-        usable = np.isfinite(explanations.curves["", kind]).all(axis=1)  # the same images for every curve
+        usable = np.isfinite(curves["", kind]).all(axis=1)  # the same images for every curve
         lines = [(name, control.title, control.colour, 1.2) for name, control in CONTROLS.items()]
         for name, label, colour, width in (*lines, ("", method, METHOD_COLOUR, 2.5)):
-            curve = explanations.curves[name, kind][usable]
+            curve = curves[name, kind][usable]
             if np.isfinite(curve).any():
                 axis.plot(PERCENTILES, np.nanmean(curve, axis=0), label=label, color=colour, linewidth=width)
         axis.set(xlabel="pixels above this percentile are changed", ylabel="mean |change of score|", title=title)
         axis.set_ylim(bottom=0)
     if axes[0, 0].lines:  # none where no map of any image could be used
         axes[0, 0].legend(frameon=False)
-    curve = explanations.curves["", "blacken"]
+    curve = curves["", "blacken"]
     curve = curve[np.isfinite(curve).all(axis=1)]
     axes[1, 0].boxplot(curve, tick_labels=[str(p) for p in PERCENTILES], flierprops={"markersize": 2})
     axes[1, 0].set(xlabel="percentile", ylabel="|change of score|", title=f"{method}, blackened, by image")

@@ -2,6 +2,7 @@
 
 import base64
 import platform
+import zipfile
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,22 +13,23 @@ import numpy as np
 import pandas as pd
 import timm
 import torch
-from tqdm.auto import tqdm
 
-from melanoma_fair_xai.base.files import atomic_path, file_stem
+from melanoma_fair_xai.base.files import atomic_path
 from melanoma_fair_xai.base.tables import number, write_csv
 
 from . import figures, rendering
-from .batches import Explanations, Options
+from .batches import Options
 from .controls import CONTROLS
 from .fidelity import PERCENTILES
 from .findings import TRAP_MARGIN, artefact_rows, beats, comparison_cells, findings, is_caught, skin_contrasts
 from .layers import MapLayer
 from .measures import MEASURES
 from .methods import METHODS
+from .record import Record
 from .summary import ERROR_TITLES, against_controls, by_group, group_names
 from .traps import trap_columns
 
+REPORT_NAME = "report.html"
 VERSIONS = {"torch": torch.__version__, "timm": timm.__version__, "captum": captum.__version__}
 
 
@@ -45,57 +47,64 @@ class Facts:
     command: str
 
 
-def write_report(folder: Path, explanations: Explanations, pixels: np.ndarray, facts: Facts, gallery: int) -> str:
-    """Write everything into the folder, report.html last; returns what the run says at its end."""
-    table = explanations.table
+def write_report(folder: Path, table: pd.DataFrame, record: Record, facts: Facts, gallery: int) -> str:
+    """Write everything into the folder, report.html last; returns what the run says at its end.
+
+    Row i of the table is of image i of the record.
+    """
+    curves = record.curves()
     comparison = against_controls(table)
     groups = by_group(table, group_names(table))
     for name, write in {
         "attributions.parquet": lambda path: table.to_parquet(path, index=False),
-        "attributions.npz": lambda path: save_maps(path, explanations),
+        "attributions.npz": lambda path: save_maps(path, table["image_id"], record, curves),
     }.items():
         with atomic_path(folder / name) as path:
             write(path)
     write_csv(comparison, folder / "controls.csv")
     write_csv(groups, folder / "groups.csv")
-    write_overlays(folder / "overlays", table, pixels, explanations.maps)
-    pictures = draw_figures(folder / "figures", explanations, comparison, groups, pixels, facts, gallery)
+    pictures = draw_figures(folder / "figures", table, record, curves, comparison, groups, facts, gallery)
     page = render_page(table, comparison, groups, pictures, facts)
-    with atomic_path(folder / "report.html") as path:
+    with atomic_path(folder / REPORT_NAME) as path:
         path.write_text(page, encoding="utf-8")
     return closing_words(folder, table, comparison, groups, facts)
 
 
-def save_maps(path: Path, explanations: Explanations) -> None:
-    """ids (N,), maps float32 (N, H, W), percentiles (19,), and the study's curves (N, 19) of every map."""
-    curves = {f"{kind}_{name or 'method'}": values for (name, kind), values in explanations.curves.items()}
-    ids = explanations.table["image_id"].to_numpy(dtype=str)
-    np.savez_compressed(path, ids=ids, maps=explanations.maps, percentiles=np.array(PERCENTILES), **curves)
+def save_maps(path: Path, ids: pd.Series, record: Record, curves: dict[tuple[str, str], np.ndarray]) -> None:
+    """ids (N,), maps float32 (N, H, W), percentiles (19,), and the study's curves (N, 19) of every map.
 
-
-def write_overlays(folder: Path, table: pd.DataFrame, pixels: np.ndarray, maps: np.ndarray) -> None:
-    """One JPEG per image: itself, its heat map, its contours."""
-    folder.mkdir(exist_ok=True)
-    for row, name in enumerate(tqdm(table["image_id"], desc="overlays", unit="image")):
-        with atomic_path(folder / f"{file_stem(name)}.jpg") as path:
-            rendering.overlay(pixels[row], maps[row]).save(path, quality=88)
+    As numpy's `savez_compressed` would write them, without all maps in memory.
+    """
+    arrays = {"ids": ids.to_numpy(dtype=str), "percentiles": np.array(PERCENTILES)}
+    arrays |= {f"{kind}_{name or 'method'}": values for (name, kind), values in curves.items()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for name, values in arrays.items():
+            with file.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, values, allow_pickle=False)
+        with file.open("maps.npy", "w", force_zip64=True) as member:
+            for number, maps in enumerate(record.maps()):
+                if number == 0:
+                    shape = (len(ids), *maps.shape[1:])
+                    header = {"descr": "<f4", "fortran_order": False, "shape": shape}
+                    np.lib.format.write_array_header_1_0(member, header)
+                member.write(np.ascontiguousarray(maps, dtype="<f4"))
 
 
 def draw_figures(
     folder: Path,
-    explanations: Explanations,
+    table: pd.DataFrame,
+    record: Record,
+    curves: dict[tuple[str, str], np.ndarray],
     comparison: pd.DataFrame,
     groups: pd.DataFrame,
-    pixels: np.ndarray,
     facts: Facts,
     gallery: int,
 ) -> dict[str, str]:
     """Draw the figures into the folder; returns each as a data URI."""
-    table = explanations.table
     changes = {trap_columns(trap)[0]: trap for trap in facts.options.traps}
     titles = {name: MEASURES[name].title for name in shown_by_group(groups)}
     draw = {
-        "fidelity": lambda path: figures.plot_fidelity(explanations, facts.options.method, path),
+        "fidelity": lambda path: figures.plot_fidelity(curves, facts.options.method, path),
         "shuffled": lambda path: figures.plot_cascade(groups, path),
     }
     if comparison["over_centre"].notna().any():
@@ -105,7 +114,7 @@ def draw_figures(
             draw[name] = partial(figures.plot_groups, groups, shown)
     if gallery:
         draw["gallery"] = lambda path: rendering.plot_gallery(
-            table, pixels, explanations.maps, gallery, facts.options.seed, path
+            table, record.image_and_map, gallery, facts.options.seed, path
         )
     folder.mkdir(exist_ok=True)
     pictures = {}
@@ -166,7 +175,7 @@ def closing_words(
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in cells]
     lines += [f"- {line}" for line in findings(table, comparison, groups, facts.options.method)]
-    lines.append(f"report: {folder / 'report.html'} (opens offline)")
+    lines.append(f"report: {folder / REPORT_NAME} (opens offline)")
     if facts.phantoms:
         lines.append("These are phantoms, drawn lesions: the figures say nothing about patients.")
     return "\n".join(lines)

@@ -1,5 +1,6 @@
 """Maps drawn on their images: as a heat map, and as the original study's contours."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
@@ -83,8 +84,17 @@ def choose_examples(errors: pd.Series, count: int, seed: int) -> dict[str, list[
     return chosen
 
 
-def plot_gallery(table: pd.DataFrame, pixels: np.ndarray, maps: np.ndarray, count: int, seed: int, path: Path) -> None:
-    """A page of up to `count` images of each error type: heat map and contours, with score and threshold."""
+def plot_gallery(
+    table: pd.DataFrame,
+    image_and_map: Callable[[int], tuple[np.ndarray, np.ndarray]],
+    count: int,
+    seed: int,
+    path: Path,
+) -> None:
+    """A page of up to `count` images of each error type: heat map and contours, with score and threshold.
+
+    `image_and_map` gives those of a row of the table.
+    """
     chosen = choose_examples(table["error"], count, seed)
     figure = Figure(figsize=(2.1 * count + 0.4, 4.75 * len(chosen)), layout="constrained")
     for part, (error, rows) in zip(figure.subfigures(len(chosen), squeeze=False)[:, 0], chosen.items(), strict=True):
@@ -102,6 +112,7 @@ def plot_gallery(table: pd.DataFrame, pixels: np.ndarray, maps: np.ndarray, coun
             if record["map_problem"]:
                 title += f"\nmap: {record['map_problem']}"
             axes[0, column].set_title(title, fontsize=7)
-            axes[0, column].imshow(heat_map(pixels[row], maps[row]))
-            axes[1, column].imshow(contours(pixels[row], maps[row]))
+            shown = image_and_map(row)
+            axes[0, column].imshow(heat_map(*shown))
+            axes[1, column].imshow(contours(*shown))
     figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -22,9 +22,9 @@ from melanoma_fair_xai.diffusion.generation import (
     plain_value,
     read_conditions,
     read_settings,
-    weights_hash,
 )
 from melanoma_fair_xai.diffusion.pipeline_lesion import LesionPipeline
+from melanoma_fair_xai.engine.weights import weights_hash
 
 
 def test_a_mix_draws_every_value_evenly_and_independently():
@@ -127,16 +127,16 @@ def test_only_a_lesion_pipeline_is_taken_for_a_generator(pipeline, tmp_path):
     (tmp_path / "own").mkdir()
     export_pipeline(pipeline, tmp_path / "own")
     loaded = load_pipeline(str(tmp_path / "own"))
-    assert weights_hash(loaded) == weights_hash(pipeline)
+    assert weights_hash(loaded.unet, loaded.conditioner) == weights_hash(pipeline.unet, pipeline.conditioner)
     for network in (loaded.unet, loaded.conditioner):
         parameter = next(network.parameters())
         kept = parameter.detach().clone()
         with torch.no_grad():
             parameter.view(-1)[0] += 1e-3
-        assert weights_hash(loaded) != weights_hash(pipeline)
+        assert weights_hash(loaded.unet, loaded.conditioner) != weights_hash(pipeline.unet, pipeline.conditioner)
         with torch.no_grad():
             parameter.copy_(kept)
-    assert weights_hash(loaded) == weights_hash(pipeline)
+    assert weights_hash(loaded.unet, loaded.conditioner) == weights_hash(pipeline.unet, pipeline.conditioner)
 
 
 @pytest.mark.parametrize("part", ["unet", "conditioner"])

@@ -23,7 +23,8 @@ from melanoma_fair_xai.explain.findings import (
 )
 from melanoma_fair_xai.explain.layers import MapLayer
 from melanoma_fair_xai.explain.measures import COMPARED, MEASURES
-from melanoma_fair_xai.explain.page import Facts, closing_words, render_page, write_overlays
+from melanoma_fair_xai.explain.page import Facts, closing_words, render_page
+from melanoma_fair_xai.explain.record import write_overlays
 from melanoma_fair_xai.explain.summary import against_controls, by_group, group_names
 
 LAYER = MapLayer("layer2", "Sequential", 64, (4, 4), "NCHW")
@@ -266,6 +267,6 @@ def test_a_page_shows_the_letters_of_names_and_no_tag_of_theirs():
 def test_images_of_like_names_have_overlays_of_their_own(tmp_path):
     names = ["p/a_1.jpg", "p_a/1.jpg", "p/a 1.jpg", "deep/" * 200, "ISIC_0024306"]
     pixels = np.stack([np.full((4, 4, 3), 40 * row, dtype=np.uint8) for row in range(len(names))])
-    write_overlays(tmp_path / "overlays", pd.DataFrame({"image_id": names}), pixels, np.zeros((len(names), 4, 4)))
-    files = list((tmp_path / "overlays").iterdir())
-    assert len(files) == len(names) and tmp_path / "overlays" / "ISIC_0024306.jpg" in files
+    write_overlays(tmp_path, names, pixels, np.zeros((len(names), 4, 4)))
+    files = list(tmp_path.iterdir())
+    assert len(files) == len(names) and tmp_path / "ISIC_0024306.jpg" in files

@@ -17,7 +17,8 @@ from tiny_runs import classifier_run, generator_run
 
 from melanoma_fair_xai.classifier.export import load_classifier
 from melanoma_fair_xai.data.loading import load_records
-from melanoma_fair_xai.diffusion.generation import load_pipeline, weights_hash
+from melanoma_fair_xai.diffusion.generation import load_pipeline
+from melanoma_fair_xai.engine.weights import weights_hash
 
 pytestmark = pytest.mark.slow  # whole runs of the scripts
 
@@ -101,7 +102,8 @@ def test_explain_and_generate_take_the_version_they_are_given(runs, python, phan
         model = ["--model_name_or_path", "tester/generator", "--revision", revision]
         python("generate.py", *model, *fast, "--output_dir", folder)
         table = pd.read_csv(folder / "metadata.csv")
-        assert set(table["weights"]) == {weights_hash(load_pipeline(str(runs / "generator" / seed)))}
+        pipeline = load_pipeline(str(runs / "generator" / seed))
+        assert set(table["weights"]) == {weights_hash(pipeline.unet, pipeline.conditioner)}
 
 
 def test_what_cannot_be_had_is_said_in_two_lines(runs, python, local_hub, phantoms, tmp_path):
