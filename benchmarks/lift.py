@@ -23,8 +23,7 @@ from melanoma_fair_xai.classifier.predict import prediction_table
 from melanoma_fair_xai.classifier.task import load_target, make_task
 from melanoma_fair_xai.engine.arguments import ARGUMENTS_NAME
 from melanoma_fair_xai.engine.launch import create_accelerator
-from melanoma_fair_xai.fairness import compare, read_predictions
-from melanoma_fair_xai.fairness.predictions import Validation
+from melanoma_fair_xai.fairness import Validation, compare, read_predictions
 from melanoma_fair_xai.hub.card import read_json
 
 SPLITS, BATCH_SIZE = ("validation", "test"), 64

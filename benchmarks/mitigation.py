@@ -33,9 +33,8 @@ from melanoma_fair_xai.data.images import Preprocessing
 from melanoma_fair_xai.engine.checkpoints import forget_training
 from melanoma_fair_xai.engine.launch import create_accelerator
 from melanoma_fair_xai.engine.training import Training
-from melanoma_fair_xai.fairness import compare, evaluate_predictions
+from melanoma_fair_xai.fairness import Validation, compare, evaluate_predictions
 from melanoma_fair_xai.fairness.metrics import METRICS
-from melanoma_fair_xai.fairness.predictions import Validation
 
 MODEL, IMAGE_SIZE = "resnet10t", 32
 GROUPS, SPLITS = ["fitzpatrick_group"], ("validation", "test")

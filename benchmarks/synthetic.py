@@ -20,8 +20,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from melanoma_fair_xai.base.errors import UserError, run_command
-from melanoma_fair_xai.fairness import compare, read_predictions
-from melanoma_fair_xai.fairness.predictions import Validation, read_validation
+from melanoma_fair_xai.fairness import Validation, compare, read_predictions, read_validation
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 

@@ -187,7 +187,7 @@ def compare(
     samples = {name: sample_of(table.assign(lesion_id=codes)) for name, table in aligned.items()}
     trainings = _trainings(first)
     chosen = {
-        (name, training): _chosen(aligned[name][rows], known[name], lesions, training, name)
+        (name, training): _chosen(aligned[name], rows, known[name], lesions, training, name)
         for name in known
         for training, rows in trainings.items()
     }
@@ -240,9 +240,9 @@ def _trainings(table: pd.DataFrame) -> dict[int, np.ndarray]:
 
 
 def _chosen(
-    table: pd.DataFrame, validation: Validation, lesions: pd.Index, training: int, name: str
+    table: pd.DataFrame, rows: np.ndarray, validation: Validation, lesions: pd.Index, training: int, name: str
 ) -> ChosenThresholds:
-    """How the thresholds of a training's `table` were chosen, by the codes that `make_sample` gives its folds."""
+    """How the thresholds of a training, `rows` of the table, were chosen, in the order of the sample's folds."""
     scored = validation.table
     scored = scored[scored["seed"] == training] if "seed" in scored else scored
     choosers, codes = [], []
@@ -253,7 +253,7 @@ def _chosen(
             raise UserError(f"{name}: validation images of fold {fold} are not of both classes")
         chooser = ThresholdChooser(scores, labels, validation.rule)
         again = chooser.choose(np.ones((len(part), 1)))[0]
-        used = (table if fold is None else table[table["fold"] == fold])["threshold"].iloc[0]
+        used = table["threshold"][rows if fold is None else rows & (table["fold"] == fold).to_numpy()].iloc[0]
         if ((scores >= again) != (scores >= used)).mean() > ROUNDED:
             raise UserError(
                 f"{name}: {validation.rule} gives the threshold {again:.4g} on its validation images, where its "

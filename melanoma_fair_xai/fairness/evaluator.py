@@ -18,7 +18,7 @@ class StratifiedEvaluator(ImageClassificationEvaluator):
 
     Args:
         group_column: names or a ClassLabel.
-        lesion_column: images with the same value depend on each other.
+        lesion_column: images with the same value depend on each other; None where every image is a lesion of its own.
         positive_labels: the pipeline's labels whose probabilities are summed to the score.
         metric_arguments: what the metric's `compute` takes, such as threshold and reference.
 
@@ -29,7 +29,7 @@ class StratifiedEvaluator(ImageClassificationEvaluator):
     def __init__(
         self,
         group_column: str,
-        lesion_column: str = "lesion_id",
+        lesion_column: str | None = "lesion_id",
         positive_labels: Sequence[str] = ("melanoma",),
         **metric_arguments: Any,
     ):
@@ -40,12 +40,13 @@ class StratifiedEvaluator(ImageClassificationEvaluator):
 
     def prepare_data(self, data: datasets.Dataset, input_column: str, label_column: str) -> tuple[dict, Any]:
         for name in (input_column, label_column, self.group_column, self.lesion_column):
-            if name not in data.column_names:
+            if name is not None and name not in data.column_names:
                 raise UserError(f"no column {name}; the split has {', '.join(data.column_names)}")
+        alone = [str(row) for row in range(len(data))]
         inputs = {
             "references": data[label_column][:],
             "groups": _names(data, self.group_column),
-            "lesion_ids": _names(data, self.lesion_column),
+            "lesion_ids": _names(data, self.lesion_column) if self.lesion_column else alone,
         }
         images = data.select_columns([input_column])
         if not isinstance(data.features[input_column], datasets.Image):

@@ -147,6 +147,29 @@ def test_sensitivities_at_own_thresholds_are_tested_only_where_the_choice_is_kno
     assert found["known"]["roc_auc"].low == found["unknown"]["roc_auc"].low
 
 
+def test_folds_of_every_training_have_the_thresholds_that_were_chosen_for_them():
+    """Two seeds of two folds whose rows come in other orders: those of a wrong fold would decide otherwise."""
+    tables, validation = {}, {}
+    for model in ("first", "second"):
+        parts, scored = [], []
+        for seed in (0, 1):
+            for fold in (seed, 1 - seed):
+                number = 100 * (model == "second") + 10 * seed + fold
+                known = drawn(number, 90, effect=1 + fold, decimals=9).assign(fold=fold, seed=seed)
+                chooser = ThresholdChooser(known["score"].to_numpy(), known["label"].to_numpy() == 1, "youden")
+                own = drawn(500 + number, 90, effect=1 + fold, decimals=9).assign(fold=fold, seed=seed)
+                own[["image_id", "lesion_id"]] += 1000 * fold
+                parts.append(own.assign(threshold=chooser.choose(np.ones((90, 1)))[0]))
+                scored.append(known.assign(lesion_id=known["lesion_id"] + 5000 + 1000 * fold))
+        tables[model] = pd.concat(parts, ignore_index=True)
+        validation[model] = Validation(pd.concat(scored, ignore_index=True), "youden")
+    rows = {row.metric: row for row in compare(tables, [], n_resamples=50, validation=validation).differences}
+    for model, table in tables.items():
+        found = table[table["label"] == 1].groupby("seed").apply(lambda t: (t["score"] >= t["threshold"]).mean())
+        value = rows["sensitivity"].baseline_value if model == "first" else rows["sensitivity"].model_value
+        assert value == pytest.approx(found.mean())
+
+
 def test_validation_that_does_not_give_the_threshold_is_refused():
     tables, validation = two_models()
     other = {**validation, "second": Validation(validation["second"].table, "specificity=0.95")}

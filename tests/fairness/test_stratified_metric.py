@@ -102,6 +102,9 @@ def test_an_evaluator_passes_the_columns_of_a_split(metric, phantoms, tmp_path):
     for row in expected.by_group:
         assert found[row.group, row.metric]["n"] == row.n
         assert found[row.group, row.metric]["value"] == pytest.approx(row.value, abs=1e-5, nan_ok=True)
+    every = StratifiedEvaluator("sex", None, threshold=0.5, n_resamples=2)
+    rows = every.compute(pipeline, data=split, metric=metric, label_column="melanoma")["by_group"]
+    assert len(split) == sum(row["lesions"] for row in rows if row["metric"] == "roc_auc")
     with pytest.raises(UserError, match="no column hospital"):
         StratifiedEvaluator("hospital").compute(pipeline, data=split, metric=metric, label_column="melanoma")
     with pytest.raises(UserError, match="benign"):
