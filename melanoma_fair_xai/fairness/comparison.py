@@ -85,7 +85,7 @@ class Comparison:
         lines = [
             f"Paired differences from {markdown_text(self.baseline)} on the same lesions, with marginal 95 % "
             "intervals.",
-            f"{decisions} are those at each model's own threshold. Their intervals {thresholds}. What compares models "
+            f"Those at each model's own threshold are {decisions}. Their intervals {thresholds}. What compares models "
             f"whatever their thresholds is {fixed}.",
             f"p-values are adjusted by {PROCEDURES[self.family]} over {tested} differences: "
             f"{titles(lambda m: m.tested and (self.thresholds_carried or not m.at_threshold), COMPARED)} of every "
