@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from melanoma_fair_xai.base.errors import UserError, run_command
-from melanoma_fair_xai.base.flags import flag
+from melanoma_fair_xai.base.flags import default_of, flag
 from melanoma_fair_xai.diffusion.arguments import SAMPLERS
 from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.engine.arguments import parse_arguments
@@ -188,13 +188,12 @@ def open_folder(folder: Path, settings: dict[str, Any]) -> Iterator[None]:
 
     UserError if it holds anything else, or is in use by another process.
     """
-    from melanoma_fair_xai.base.files import PARTIAL_PREFIX, write_json
+    from melanoma_fair_xai.base.files import PARTIAL_PREFIX, made_folder, write_json
     from melanoma_fair_xai.diffusion.generation import SETTINGS_NAME
     from melanoma_fair_xai.engine.run_folder import lock_folder
 
     check_folder(folder, settings)  # before a lock is written to what may be the user's own
-    folder.mkdir(parents=True, exist_ok=True)
-    with lock_folder(folder):
+    with made_folder(folder), lock_folder(folder):
         check_folder(folder, settings)
         for path in folder.glob(f"{PARTIAL_PREFIX}*"):
             path.unlink()
@@ -210,8 +209,9 @@ def check_folder(folder: Path, settings: dict[str, Any]) -> None:
 
     # The model may have been moved: its weights are compared by their hash.
     free = {field.name for field in fields(GenerateArguments) if field.metadata["free"]}
+    defaults = {field.name: default_of(field) for field in fields(GenerateArguments)}
     if (folder / SETTINGS_NAME).is_file():
-        earlier = read_settings(folder)
+        earlier = defaults | read_settings(folder)  # an earlier version may not have had some of the flags
         for name, value in settings.items():
             if name not in free and earlier.get(name) != value:
                 raise UserError(

@@ -18,7 +18,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import tqdm.auto
 
 from melanoma_fair_xai.base.errors import UserError
-from melanoma_fair_xai.base.files import MAX_FILE_BYTES, PARTIAL_PREFIX, file_digest
+from melanoma_fair_xai.base.files import MAX_FILE_BYTES, PARTIAL_PREFIX, file_digest, made_folder
 
 CHUNK_BYTES = 1 << 20
 MAX_DOWNLOAD_BYTES = 16 << 30  # no raw file of a data set here is nearly as large
@@ -69,27 +69,27 @@ def download(
         return
     folder, name = os.path.split(os.path.abspath(path))
     partial = os.path.join(folder, f"{PARTIAL_PREFIX}{name}.part")
-    os.makedirs(folder, exist_ok=True)
-    if md5 is None:
-        _remove(partial)
-    deadline = time.monotonic() + max_seconds
-    for _ in range(2):
-        try:
-            _complete(url, partial, attempts, timeout, first_wait, deadline, max_bytes, progress)
-        except DownloadError as error:
-            raise UserError(
-                f"{url}: {error}\ndownload it by hand in a browser and save it as {os.path.abspath(path)}, "
-                "or run the same command again later: it goes on where it stopped"
-            ) from None
-        found = file_digest(partial, algorithm="md5") if md5 else None
-        if found == md5:
-            os.replace(partial, path)
-            return
-        _remove(partial)  # no way to tell which of its bytes are wrong
-    raise UserError(
-        f"{url}: md5 is {found}, expected {md5}, twice\n"
-        f"the host gives another file: download it by hand in a browser and save it as {os.path.abspath(path)}"
-    )
+    with made_folder(folder):
+        if md5 is None:
+            _remove(partial)
+        deadline = time.monotonic() + max_seconds
+        for _ in range(2):
+            try:
+                _complete(url, partial, attempts, timeout, first_wait, deadline, max_bytes, progress)
+            except DownloadError as error:
+                raise UserError(
+                    f"{url}: {error}\ndownload it by hand in a browser and save it as {os.path.abspath(path)}, "
+                    "or run the same command again later: it goes on where it stopped"
+                ) from None
+            found = file_digest(partial, algorithm="md5") if md5 else None
+            if found == md5:
+                os.replace(partial, path)
+                return
+            _remove(partial)  # no way to tell which of its bytes are wrong
+        raise UserError(
+            f"{url}: md5 is {found}, expected {md5}, twice\n"
+            f"the host gives another file: download it by hand in a browser and save it as {os.path.abspath(path)}"
+        )
 
 
 def fetch(

@@ -133,10 +133,10 @@ def lock_folder(folder: pathlib.Path) -> Iterator[None]:
             ) from None
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
             raise UserError(f"--output_dir {folder}: another run ended there this moment; try again")
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
-        file.flush()
         try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()} on {os.uname().nodename}\n")
+            file.flush()
             yield
         finally:
             with contextlib.suppress(OSError):  # the folder may have been moved

@@ -228,6 +228,10 @@ def test_a_refusal_is_final_and_says_what_to_do(host, tmp_path, status):
         get(host.url, tmp_path / "file.bin")
     assert str(caught.value).count("\n") == 1
     assert len(host.requests) == 1 and os.listdir(tmp_path) == []
+    host.faults = [status]
+    with pytest.raises(UserError):
+        get(host.url, tmp_path / "new" / "raw" / "file.bin")
+    assert os.listdir(tmp_path) == []
 
 
 def test_no_answer_is_an_error_after_a_few_attempts(silent_url, tmp_path):
