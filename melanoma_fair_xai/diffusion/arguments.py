@@ -9,7 +9,8 @@ from melanoma_fair_xai.diffusion.conditions import CONDITIONS
 from melanoma_fair_xai.engine.options import TrainingOptions
 
 # Of the presets whose UNet sees 64 x 64 Haar bands.
-BANDS = {"attention_resolutions": [8], "beta_schedule": "squaredcos_cap_v2", "max_train_steps": 50_000}
+BANDS = {"attention_resolutions": [8], "beta_schedule": "squaredcos_cap_v2", "prediction_type": "sample"}
+BANDS |= {"max_train_steps": 50_000}
 SMALL = {"block_out_channels": [64, 96, 128, 192], "layers_per_block": 1, "dropout": 0.0, **BANDS}
 SMALL |= {"train_batch_size": 16, "learning_rate": 4e-4}
 BASE = {"block_out_channels": [64, 128, 192, 256], "layers_per_block": 2, "dropout": 0.1, **BANDS}
@@ -27,6 +28,7 @@ PRESETS = {
         "attention_resolutions": [8],
         "dropout": 0.0,
         "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
         "train_batch_size": 16,
         "learning_rate": 8e-4,
         "max_train_steps": 3000,
@@ -39,6 +41,7 @@ PRESETS = {
         "attention_resolutions": [8],
         "dropout": 0.0,
         "beta_schedule": "squaredcos_cap_v2",
+        "prediction_type": "v_prediction",
         "train_batch_size": 16,
         "learning_rate": 8e-4,
         "max_train_steps": 5000,
@@ -90,8 +93,8 @@ class ModelArguments:
     attention_resolutions: list[int] | None = flag(None, "Levels of these resolutions attend.", low=1)
     dropout: float | None = flag(None, "Of the UNet's residual layers.", low=0, below=1)
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2"] | None = flag(None, "As in diffusers.")
-    prediction_type: Literal["v_prediction", "sample", "epsilon"] = flag(
-        "v_prediction",
+    prediction_type: Literal["v_prediction", "sample", "epsilon"] | None = flag(
+        None,
         "With v_prediction and sample the noise schedule ends without signal (zero terminal SNR).",
         shown=False,
     )
