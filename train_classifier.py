@@ -264,8 +264,8 @@ def report_forgetting(folder: Path, after: pd.DataFrame, args: Arguments) -> Non
     """Compare the earlier model with the new one on the earlier test split, each at its own threshold."""
     from melanoma_fair_xai.base.tables import number
     from melanoma_fair_xai.fairness import compare, read_predictions
+    from melanoma_fair_xai.fairness.comparison import COMPARED
     from melanoma_fair_xai.fairness.groups import OVERALL
-    from melanoma_fair_xai.fairness.metrics import METRICS
     from melanoma_fair_xai.fairness.predictions import save_predictions
     from melanoma_fair_xai.fairness.rows import with_interval
 
@@ -274,8 +274,8 @@ def report_forgetting(folder: Path, after: pd.DataFrame, args: Arguments) -> Non
     comparison.write(folder / "forgetting")
     print(f"on the earlier data: {folder / 'forgetting' / 'comparison.md'}")
     for row in comparison.differences:
-        if row.group_column == OVERALL and METRICS[row.metric].tested:
-            print(f"  {METRICS[row.metric].title} {number(row.baseline_value)} before; change {with_interval(row)}")
+        if row.group_column == OVERALL and COMPARED[row.metric].tested:
+            print(f"  {COMPARED[row.metric].title} {number(row.baseline_value)} before; change {with_interval(row)}")
 
 
 def summary(
