@@ -363,3 +363,10 @@ def test_which_addresses_are_public():
     assert all(map(downloads._is_public, ["8.8.8.8", "2606:4700::1111", "::ffff:8.8.8.8"]))
     assert all(map(downloads._is_loopback, ["localhost", "localhost:80", "127.0.0.1:1", "[::1]:443", "[::1]"]))
     assert not any(map(downloads._is_loopback, ["10.0.0.1", "localhost.example", "127.0.0.1.example", ""]))
+
+
+def test_a_proxy_may_have_a_private_address(host, monkeypatch):
+    monkeypatch.setenv("http_proxy", host.url.removesuffix("/file.bin"))
+    monkeypatch.setenv("no_proxy", "")
+    assert fetch("http://atlas.example/file.bin") == CONTENT
+    assert host.requests[0]["path"] == "http://atlas.example/file.bin"
