@@ -93,6 +93,7 @@ def test_one_fold_alone_is_what_it_is_in_cross_validation(whole, phantoms, tmp_p
         (["--fold", "2"], "--fold: invalid choice: '2'"),
         (["--cross_validation", "10"], "invalid choice: 10 (choose from 5)"),
         (["--cross_validation", "5", "--eval_only"], "--cross_validation trains"),
+        (["--cross_validation", "5", "--allow_elastic"], "all folds have the same number of processes"),
         (["--group_by", "hospital"], "--group_by"),
         (["--group_by", "sex*hospital"], "hospital"),
     ],
