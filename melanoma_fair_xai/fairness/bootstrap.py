@@ -44,10 +44,11 @@ def estimate_parts(
         for key in parts
     }
     units, strata = drawing_units(strata, rng)
+    rules = {id(known): known.drawn_in(units) for known in chosen.values()}
     weighted = {}
     for key in [key for key in parts if drawn[key]]:
         part = replace(parts[key], lesions=units[parts[key].lesions])
-        known = chosen[key].drawn_in(units) if key in chosen else None
+        known = rules[id(chosen[key])] if key in chosen else None
         weighted[key] = WeightedMetricsAtChosen(part, known) if known else WeightedMetrics(part)
     blocks: dict[Key, dict[str, list[np.ndarray]]] = {key: {name: [] for name in drawn[key]} for key in parts}
     if weighted:

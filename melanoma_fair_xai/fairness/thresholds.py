@@ -6,7 +6,7 @@ are decided at it.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -59,20 +59,24 @@ def _midpoints(scores: np.ndarray) -> np.ndarray:
     return np.where(middle > edges[:-1], middle, edges[1:])
 
 
-@dataclass(frozen=True)
+@dataclass
 class ChosenThresholds:
     """How the thresholds of a sample were chosen: a chooser and the codes (n,) of its lesions, by code of the fold."""
 
     choosers: Sequence[ThresholdChooser]
     lesions: Sequence[np.ndarray]
+    _last: tuple[np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False)
 
     def drawn_in(self, units: np.ndarray) -> "ChosenThresholds":
         """The same with the units (lesions,) of `drawing_units` for lesions."""
         return replace(self, lesions=[units[codes] for codes in self.lesions])
 
     def choose(self, weights: np.ndarray) -> np.ndarray:
-        """Thresholds (folds, replicates) under weights (lesions, replicates)."""
-        return np.stack([c.choose(weights[codes]) for c, codes in zip(self.choosers, self.lesions, strict=True)])
+        """Thresholds (folds, replicates) under weights (lesions, replicates), which all groups of a model ask for."""
+        if self._last is None or self._last[0] is not weights:
+            parts = zip(self.choosers, self.lesions, strict=True)
+            self._last = weights, np.stack([chooser.choose(weights[codes]) for chooser, codes in parts])
+        return self._last[1]
 
 
 class WeightedMetricsAtChosen(WeightedMetrics):
