@@ -67,7 +67,11 @@ def render(folder: Path, template: str, metadata: ModelCardData, **context: Any)
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"markdown": Markdown, "code": markdown_code, "block": markdown_block}
+    environment.filters |= {
+        "markdown": Markdown,
+        "code": lambda text: markdown_code(str(text)),  # str() says which fact is missing, where one is
+        "block": lambda text, language: markdown_block(str(text), language),
+    }
     source = resources.files(__package__).joinpath("templates", template).read_text(encoding="utf-8")
     try:
         text = environment.from_string(source).render(card_data=Markdown(metadata.to_yaml().strip()), **context)
