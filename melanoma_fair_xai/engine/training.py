@@ -23,7 +23,7 @@ from melanoma_fair_xai.base.seeding import sample_generator
 from .arguments import settings
 from .checkpoints import find_checkpoint, load_checkpoint, processes_so_far, save_checkpoint
 from .ema import EMA
-from .launch import check_alike, check_finite, common_error
+from .launch import check_alike, check_finite, common_error, on_main_process
 from .options import TrainingOptions
 from .progress import TrainingProgress, epoch_batches
 from .sampler import EpochSampler, training_loader
@@ -193,8 +193,9 @@ class Training:
     def _share(self, checkpoint: Path | None) -> None:
         """Share the batches that the run was begun with among the processes there are."""
         options, number = self.options, self.accelerator.num_processes
-        elastic = checkpoint is not None and options.allow_elastic
-        self.processes = processes_so_far(checkpoint) if elastic else [[0, number]]
+        self.processes = [[0, number]]
+        if checkpoint is not None and options.allow_elastic:
+            self.processes = on_main_process(self.accelerator, lambda: processes_so_far(checkpoint))
         self.begun = Shares(self.processes[0][1], options.train_batch_size, options.gradient_accumulation_steps)
         self.shares = self._shares(number)
         self.accelerator.gradient_accumulation_steps = self.shares.passes
