@@ -65,7 +65,7 @@ import os, sys, time
 from melanoma_fair_xai.base.processes import map_in_order
 
 def sleep(number):
-    os.write(1, b"%d\n" % os.getpid())  # whole: printing, two processes mix their lines now and then
+    os.write(1, b"%d\\n" % os.getpid())  # whole: printing, two processes mix their lines now and then
     time.sleep(600)
 
 if __name__ == "__main__":
