@@ -12,6 +12,9 @@ FOLDERS = (
     "HF_MODULES_CACHE HF_TOKEN HF_TOKEN_PATH HF_XET_CACHE HUGGINGFACE_ASSETS_CACHE HUGGINGFACE_HUB_CACHE "
     "HUGGING_FACE_HUB_TOKEN TORCH_HOME TRANSFORMERS_CACHE TRITON_CACHE_DIR"
 )
+# What runs are held to, to the bit, holds on a CPU; CUDA_VISIBLE_DEVICES=0 tests a GPU, which may round otherwise.
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
 _caches = tempfile.TemporaryDirectory(prefix="melanoma-fair-xai-tests-")
 
 for name in FOLDERS.split():
