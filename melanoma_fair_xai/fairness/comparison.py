@@ -30,7 +30,6 @@ from .sample import Sample
 from .seeds import pool
 from .thresholds import ChosenThresholds, ThresholdChooser
 
-ROUNDED = 0.01  # the share of validation images that a threshold chosen before their scores were rounded may move
 COMPARED = ChainMap(AT_FIXED, METRICS)  # those of all reports come first
 
 
@@ -252,9 +251,9 @@ def _chosen(
         if labels.all() or not labels.any():
             raise UserError(f"{name}: validation images of fold {fold} are not of both classes")
         chooser = ThresholdChooser(scores, labels, validation.rule)
-        again = chooser.choose(np.ones((len(part), 1)))[0]
         used = table["threshold"][rows if fold is None else rows & (table["fold"] == fold).to_numpy()].iloc[0]
-        if ((scores >= again) != (scores >= used)).mean() > ROUNDED:
+        if not chooser.agrees(used):
+            again = chooser.choose(np.ones((len(part), 1)))[0]
             raise UserError(
                 f"{name}: {validation.rule} gives the threshold {again:.4g} on its validation images, where its "
                 f"predictions have {used:.4g}; compare without validation"

@@ -28,8 +28,8 @@ class ThresholdChooser:
     def __init__(self, scores: np.ndarray, labels: np.ndarray, rule: str):
         self.name, self.value = parse_threshold_rule(rule)
         self.order = np.argsort(scores, kind="stable")
-        self.labels = labels[self.order]
-        distinct, first = np.unique(scores[self.order], return_index=True)
+        self.labels, self.scores = labels[self.order], scores[self.order]
+        distinct, first = np.unique(self.scores, return_index=True)
         self.thresholds, self.below = _midpoints(distinct), np.append(first, len(scores))
 
     def choose(self, weights: np.ndarray) -> np.ndarray:
@@ -49,6 +49,22 @@ class ThresholdChooser:
                 # Whole numbers, so that ties are ties; argmax takes the first, which is the lowest threshold.
                 place = (detected * negatives[-1] + rejected * positives[-1]).argmax(axis=0)
         return np.where((positives[-1] > 0) & (negatives[-1] > 0), self.thresholds[place], np.nan)
+
+    def agrees(self, threshold: float) -> bool:
+        """Whether the rule may have given `threshold` on these scores before they were rounded.
+
+        Rounding changes the order of near scores, and with it the place of a threshold: what the rule looks at may
+        differ by an image of each class, or a hundredth of them.
+        """
+        sizes = np.array([self.labels.sum(), (~self.labels).sum()])
+        own, other = (
+            np.array([(self.scores >= t)[self.labels].sum(), (self.scores < t)[~self.labels].sum()]) / sizes
+            for t in (self.choose(np.ones((len(self.scores), 1)))[0], threshold)
+        )
+        close = np.maximum(1 / sizes, 0.01) + 1e-9
+        if self.name == "youden":
+            return bool(other.sum() >= own.sum() - close.sum())
+        return bool((np.abs(other - own) <= close).all())
 
 
 def _midpoints(scores: np.ndarray) -> np.ndarray:

@@ -180,6 +180,20 @@ def test_validation_that_does_not_give_the_threshold_is_refused():
         compare(tables, [], n_resamples=100, validation={**validation, "second": Validation(benign, "youden")})
 
 
+def test_a_rule_agrees_with_what_it_gave_before_scores_were_rounded_and_with_nothing_else():
+    labels = np.tile([False, True], 100)
+    scores = np.sort(np.random.default_rng(0).uniform(size=200))
+    youden, sensitive = (ThresholdChooser(scores, labels, rule) for rule in ("youden", "sensitivity=0.9"))
+    # Of classes that alternate all thresholds are as good by Youden's rule, but for an image.
+    assert youden.agrees(scores[3]) and youden.agrees(scores[150])
+    given = sensitive.choose(np.ones((200, 1)))[0]
+    place = np.searchsorted(scores, given)
+    assert sensitive.agrees(scores[place - 1]) and sensitive.agrees(scores[place + 1])
+    assert not sensitive.agrees(scores[place - 5]) and not sensitive.agrees(scores[place + 5])
+    apart = ThresholdChooser(np.sort(scores), np.arange(200) >= 100, "youden")
+    assert apart.agrees(scores[99]) and not apart.agrees(scores[90]) and not apart.agrees(scores[110])
+
+
 def test_a_runs_folder_says_what_its_threshold_was_chosen_on(tmp_path):
     _, validation = two_models()
     assert read_validation(tmp_path) is None
