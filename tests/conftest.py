@@ -65,3 +65,14 @@ def file_size_limit():
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
     return limited
+
+
+@pytest.fixture
+def accelerator():
+    from accelerate.state import AcceleratorState, GradientState
+
+    from melanoma_fair_xai.engine.launch import create_accelerator
+
+    yield create_accelerator(cpu=True)
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from accelerate import Accelerator
 
 from melanoma_fair_xai.classifier.arguments import TrainingArguments
 from melanoma_fair_xai.classifier.learner import ClassifierLearner
@@ -17,14 +16,14 @@ from melanoma_fair_xai.data.targets import apply_target
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.5])
-def test_the_loss_is_the_cross_entropy_of_mixed_images_and_labels(phantoms, alpha):
+def test_the_loss_is_the_cross_entropy_of_mixed_images_and_labels(phantoms, accelerator, alpha):
     records, target, labels = apply_target(load_records(str(phantoms)), "diagnosis")
     preprocessing = Preprocessing((3, 16, 16), "bilinear", (0.5,) * 3, (0.5,) * 3, 1.0, "squash")
     cache = decode_once(records.images, preprocessing)
     task = Task(records, target, labels, cache.pixels, preprocessing, cache.content)
     network = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 16 * 16, len(target.label_names)))
     options = TrainingArguments(mixup_alpha=alpha, label_smoothing=0.0)
-    learner = ClassifierLearner(Accelerator(cpu=True), network, task, task.rows("train"), options)
+    learner = ClassifierLearner(accelerator, network, task, task.rows("train"), options)
     batch = torch.utils.data.default_collate([learner.dataset[0, index] for index in range(4)])
     images = augment(batch["pixels"], batch["parameters"])
     share = batch["parameters"][:, PARAMETERS.index("mix")].view(4, 1, 1, 1)

@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import resource
 import signal
@@ -65,6 +66,9 @@ class WithoutMeans(torch.utils.data.Dataset):
             resource.setrlimit(resource.RLIMIT_NOFILE, (open_now, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
         else:
             tempfile.tempdir, tempfile._candidate_tempdir_list = None, lambda: ["/nowhere"]
+            multiprocessing.current_process()._config.pop(
+                "tempdir", None
+            )  # the one that an earlier test had asked for
         return torch.zeros(3)
 
 
