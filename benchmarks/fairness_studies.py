@@ -335,7 +335,11 @@ def _table(sample: Sample) -> pd.DataFrame:
 
 
 def _holds_zero(rows: list, kind: str = "size") -> Outcome:
-    return {(kind, COMPARED[row.metric].title): not row.low <= 0 <= row.high for row in rows if row.metric in TESTED}
+    return {
+        (kind, COMPARED[row.metric].title): None if math.isnan(row.low) else not row.low <= 0 <= row.high
+        for row in rows
+        if row.metric in TESTED
+    }
 
 
 TESTED = [*FAMILY, "specificity", *AT_FIXED]

@@ -30,3 +30,9 @@ def test_rows_are_shares_of_the_data_sets_and_a_file_is_gone_on_with(tmp_path):
             assert row["standard_error"] == pytest.approx(100 * (share * (1 - share) / data_sets) ** 0.5, abs=0.01)
     text = tables(output)
     assert text.count("| sensitivity 0.9") == 2 and "### few_missed" in text
+
+
+def test_what_is_not_estimable_is_no_false_alarm():
+    *_, outcomes, _ = draw_chunk(("thresholds", ("youden", 14, 20), range(4)))
+    given = [outcome["size", "sensitivity at specificity 0.9"] for outcome in outcomes]
+    assert None in given and not any(given)  # at a fixed specificity nothing is given below 20 lesions
