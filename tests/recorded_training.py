@@ -21,7 +21,7 @@ def record(path: str, stop: int) -> None:
 
     def recorded(self: Training, batch: dict) -> None:
         train_on(self, batch)
-        drawn = batch["noise"][:, 0, 0, 0] if "noise" in batch else batch["parameters"].sum(1)
+        drawn = batch["noise_seeds"] if "noise_seeds" in batch else batch["parameters"].sum(1)
         step, loss = self.losses[-1]
         images, losses = (self.accelerator.gather(values).tolist() for values in (drawn, loss[None]))
         if self.accelerator.is_main_process:
