@@ -107,7 +107,7 @@ def test_drawn_parameters_stay_in_range_and_inside_the_image():
 def test_the_same_key_draws_the_same_and_others_differ():
     draw = Augmentation().draw
     assert np.array_equal(draw(0, 1, 2), draw(0, 1, 2))
-    others = [draw(0, 2, 1), draw(1, 1, 2), draw(0, 1, 3)]
+    others = [draw(0, 2, 2), draw(0, 2, 1), draw(1, 1, 2), draw(0, 1, 3)]
     assert all(not np.array_equal(draw(0, 1, 2), other) for other in others)
 
 
