@@ -133,7 +133,9 @@ class Records:
     def listing(self, problems: dict[int, str]) -> "Records":
         """The same rows, with the problems of some of them listed in `skipped`."""
         rows = list(problems)
-        lost = pd.DataFrame({"image_id": self.table["image_id"].iloc[rows], "file": "", "reason": problems.values()})
+        files = [Path((self.images[row]["image"] or {}).get("path") or "").name for row in rows]
+        ids = self.table["image_id"].iloc[rows]
+        lost = pd.DataFrame({"image_id": ids, "file": files, "reason": problems.values()})
         return dataclasses.replace(self, skipped=pd.concat([self.skipped, lost], ignore_index=True))
 
 

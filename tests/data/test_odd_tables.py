@@ -186,7 +186,7 @@ def test_an_image_that_the_table_names_and_the_folder_lacks_is_set_aside(tmp_pat
     (folder / "metadata.csv").write_text("\n".join(["file_name,kind,lesion_id", *lines]))
     records = load_records(str(folder), columns=KIND)
     assert len(records.table) == ROWS - 1 and records.table["lesion_id"].tolist()[-1] == "l38"
-    assert records.skipped["image_id"].tolist() == ["train-000039"]
+    assert records.skipped[["image_id", "file"]].values.tolist() == [["train-000039", "39.png"]]
     assert records.skipped["reason"].item() == "no such file: 39.png"
     (folder / "00.png").unlink()
     with pytest.raises(UserError, match="2 of 40 images cannot be used.*the first: train-000000: no such file"):
